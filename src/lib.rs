@@ -1,0 +1,5 @@
+//! Fedbroker: a crash-safe party master for federated learning, and the durable job broker under it.
+#![forbid(unsafe_code)]
+
+pub mod machine;
+pub mod store;

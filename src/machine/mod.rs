@@ -1,0 +1,3 @@
+//! Layer 0, pure: what may happen to jobs, tasks, proposals, parties and workers.
+
+pub mod content;

@@ -1,0 +1,164 @@
+//! Bytes and order: what every role that survives a crash is written on.
+//!
+//! [`Store`] is the contract; [`sled_store`] keeps it on disk, [`sim_store`] in memory with faults on order. Both pass the
+//! suite of `tests/integration/store_contract.rs`. Called by `engine` (commit, recovery) and by the readers of the REST service.
+//! Nothing here knows what an event or a record means, and nothing of the storage engine shows in the contract.
+
+pub mod codec;
+pub mod directory;
+pub mod payload;
+pub mod sim_store;
+pub mod sled_store;
+
+use std::path::PathBuf;
+
+/// Position of an event in the log; the first event has 1.
+pub type Seq = u64;
+
+/// The longest key, bytes: ids are at most 200 bytes each, and a key holds at most two of them.
+pub const KEY_MAX: usize = 512;
+/// The longest value, bytes. The storage engine moves large values into side files that break the atomicity of a batch; 4 KiB stays
+/// clear of that by a factor of 30. Larger content goes to [`payload`].
+pub const VALUE_MAX: usize = 4096;
+/// What one commit may cost, see [`Commit::cost`].
+pub const COST_MAX: usize = 6 * 1024 * 1024;
+
+/// One atomic unit: events appended to the log, and the records they changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// The epoch this writer was given at open; a store that has seen a newer one refuses ([`Error::Fenced`]).
+    pub epoch: u64,
+    /// The sequence the first event of this commit must get ([`Error::Conflict`] if the log is elsewhere).
+    pub expected: Seq,
+    /// Encoded events, in order; they get `expected`, `expected + 1`, ...
+    pub events: Vec<Vec<u8>>,
+    /// Changed records: `None` deletes. A key appears at most once.
+    pub changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Commit {
+    /// Upper estimate of the log space this commit takes in the storage engine: three times the bytes plus 1 KiB for each key.
+    pub fn cost(&self) -> usize {
+        let events: usize = self.events.iter().map(|e| 3 * e.len() + 1024).sum();
+        let changes: usize = self.changes.iter().map(|(k, v)| 3 * (k.len() + v.as_ref().map_or(0, Vec::len)) + 1024).sum();
+        events + changes
+    }
+}
+
+/// Where the log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Raised by one at every open; the fence against a second writer.
+    pub epoch: u64,
+    /// Number of commits ever made.
+    pub batch: u64,
+    /// The sequence the next event will get.
+    pub next_seq: Seq,
+}
+
+/// A page of keys and values, in key order.
+pub type Page = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// A durable, ordered log of events with the records they produced.
+///
+/// All methods block; callers on an async thread hand them to a blocking one. Only one caller commits.
+pub trait Store: Send + Sync + 'static {
+    /// The position after the last successful commit.
+    fn head(&self) -> Head;
+
+    /// Append the events and apply the changes, all or nothing.
+    ///
+    /// Once this returned `Ok`, the commit survives a power cut. Once it returned an error other than [`Error::Conflict`],
+    /// [`Error::Fenced`] and [`Error::TooLarge`] (which leave everything as it was), whether it survives is unknown: the store is
+    /// poisoned, every later call fails with [`Error::Poisoned`], and only a restart of the process finds out.
+    fn commit(&self, commit: &Commit) -> Result<Head, Error>;
+
+    /// The value of a record, durable at the time of return: a value whose barrier is still out is waited for.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
+
+    /// At most `limit` records whose keys begin with `prefix` and are greater than `after`, in key order; durable like [`Store::get`].
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error>;
+
+    /// At most `limit` events from sequence `from` on, in order; durable like [`Store::get`].
+    fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error>;
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has the directory.
+    #[error("data directory {dir} is in use by {holder}; stop that process, or give this one its own --data-dir")]
+    Held {
+        /// The directory.
+        dir: PathBuf,
+        /// Who holds it, as far as the lock file tells.
+        holder: String,
+    },
+    /// Written by a newer release.
+    #[error("data directory {dir} has stored-format version {found}, this release knows up to {known}; run the release that wrote it")]
+    NewerFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Version in the directory.
+        found: u32,
+        /// The newest version this release reads.
+        known: u32,
+    },
+    /// The directory belongs to another role or is not a data directory at all.
+    #[error("data directory {dir} {what}")]
+    WrongDirectory {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong with it and the mend.
+        what: String,
+    },
+    /// Bytes on disk are not what was written.
+    #[error("{file} is damaged: {what}")]
+    Damaged {
+        /// The file or directory.
+        file: PathBuf,
+        /// What does not fit, with the key where there is one.
+        what: String,
+    },
+    /// A key, value or commit over the limits; nothing was written.
+    #[error("too large for the store: {0}")]
+    TooLarge(String),
+    /// The log is not where the caller believed; nothing was written.
+    #[error("the log is at sequence {actual}, not {expected}")]
+    Conflict {
+        /// What the commit expected.
+        expected: Seq,
+        /// Where the log is.
+        actual: Seq,
+    },
+    /// A newer writer has opened this store; nothing was written.
+    #[error("epoch {actual} has taken over from epoch {given}")]
+    Fenced {
+        /// Epoch of the commit.
+        given: u64,
+        /// Epoch of the store.
+        actual: u64,
+    },
+    /// An earlier commit failed; see there.
+    #[error("the store stopped after a failed commit; restart the process to recover")]
+    Poisoned,
+    /// The file system said no.
+    #[error("{what}")]
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The storage engine said no.
+    #[error("the storage engine failed: {0}")]
+    Engine(String),
+}
+
+impl Error {
+    /// True when the disk is full: space, not the store, is what is missing.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+    }
+}
