@@ -40,7 +40,11 @@ impl Commit {
     /// Upper estimate of the log space this commit takes in the storage engine: three times the bytes plus 1 KiB for each key.
     pub fn cost(&self) -> usize {
         let events: usize = self.events.iter().map(|e| 3 * e.len() + 1024).sum();
-        let changes: usize = self.changes.iter().map(|(k, v)| 3 * (k.len() + v.as_ref().map_or(0, Vec::len)) + 1024).sum();
+        let changes: usize = self
+            .changes
+            .iter()
+            .map(|(k, v)| 3 * (k.len() + v.as_ref().map_or(0, Vec::len)) + 1024)
+            .sum();
         events + changes
     }
 }

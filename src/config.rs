@@ -1,0 +1,105 @@
+//! Options of every role, read once at the top and handed down. Flags are those of FedVision 0.1 where it has them.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// `fedbroker coordinator`
+#[derive(Args, Clone, Debug)]
+pub struct CoordinatorOptions {
+    /// Port to listen on; 0 takes a free one
+    #[arg(short, long)]
+    pub port: u16,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Where the coordinator keeps its proposals and parties
+    #[arg(long, default_value = "fedbroker-data/coordinator")]
+    pub data_dir: PathBuf,
+    /// Seconds a party without a connection still counts as a subscriber
+    #[arg(long, default_value_t = 60)]
+    pub party_lease: u64,
+}
+
+/// `fedbroker cluster-manager`
+#[derive(Args, Clone, Debug)]
+pub struct ClusterManagerOptions {
+    /// Port to listen on; 0 takes a free one
+    #[arg(short, long)]
+    pub port: u16,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Where the cluster manager keeps its tasks, leases and workers
+    #[arg(long, default_value = "fedbroker-data/cluster-manager")]
+    pub data_dir: PathBuf,
+    /// Seconds a silent worker keeps its tasks
+    #[arg(long, default_value_t = 10)]
+    pub worker_grace: u64,
+    /// How often a task is tried when its worker is lost
+    #[arg(long, default_value_t = 1)]
+    pub task_attempts: u32,
+}
+
+/// `fedbroker cluster-worker`
+#[derive(Args, Clone, Debug)]
+pub struct WorkerOptions {
+    /// Name of the worker, unique in its cluster
+    #[arg(long)]
+    pub name: String,
+    /// Address under which other parties reach the endpoints of this worker
+    #[arg(long)]
+    pub worker_ip: String,
+    /// Tasks that run at once
+    #[arg(long)]
+    pub max_tasks: u32,
+    /// First port lent to jobs
+    #[arg(long)]
+    pub port_start: u16,
+    /// End of the ports lent to jobs, exclusive
+    #[arg(long)]
+    pub port_end: u16,
+    /// Cluster manager, host:port
+    #[arg(long)]
+    pub manager_address: String,
+    /// Data of this party: tasks get it as FEDVISION_DATA_BASE; must exist
+    #[arg(long)]
+    pub data_base_dir: Option<PathBuf>,
+    /// Programs this party has installed: <name>/program.toml
+    #[arg(long)]
+    pub programs_dir: Option<PathBuf>,
+    /// Where tasks run: <work-dir>/<job>/<task>/<attempt>
+    #[arg(long, default_value = "fedbroker-data/work")]
+    pub work_dir: PathBuf,
+}
+
+/// `fedbroker master`
+#[derive(Args, Clone, Debug)]
+pub struct MasterOptions {
+    /// Id of this party in the federation
+    #[arg(long)]
+    pub party_id: String,
+    /// Port of the REST service; 0 takes a free one
+    #[arg(long)]
+    pub submitter_port: u16,
+    /// Cluster manager of this party, host:port
+    #[arg(long)]
+    pub cluster_address: String,
+    /// Coordinator of the federation, host:port
+    #[arg(long)]
+    pub coordinator_address: String,
+    /// Address the REST service listens on
+    #[arg(long, visible_alias = "host", default_value = "127.0.0.1")]
+    pub rest_host: String,
+    /// Where the master keeps its jobs, tasks and proposals
+    #[arg(long, default_value = "fedbroker-data/master")]
+    pub data_dir: PathBuf,
+    /// Job types this party takes part in
+    #[arg(long, value_delimiter = ',', default_value = "paddle_fl,program,dummy")]
+    pub job_types: Vec<String>,
+    /// Programs this party has installed; their compile step runs here
+    #[arg(long)]
+    pub programs_dir: Option<PathBuf>,
+    /// Rules and job types of this party, TOML; see docs/configuration.md
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+}

@@ -1,0 +1,174 @@
+//! The loop: take all that is ready, decide, commit once, then answer and act.
+//!
+//! Nothing leaves before the barrier: no reply, no refusal (it may rest on an event that is not durable yet), no effect. A failed commit is
+//! final: waiters learn that the outcome is unknown, and the process ends.
+
+use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
+use super::{EffectSink, Envelope, Parts, Refusal};
+use crate::machine::content::PayloadRef;
+use crate::machine::{Changes, Input, Machine, Out};
+use crate::store::{COST_MAX, Commit, Error, codec};
+use std::collections::HashMap;
+use tokio::sync::{mpsc, oneshot};
+
+/// No more commands are taken once the events of a batch cost this much: the records they touch cost as much again and more, and the
+/// largest single command (a worker with all its slots lost, a proposal with all its parties closed) must still fit.
+const EVENT_COST_MAX: usize = COST_MAX / 8;
+/// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
+const COMMANDS_MAX: usize = 1024;
+
+type Answer<M> =
+    (oneshot::Sender<Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>>, Result<<M as Machine>::Reply, <M as Machine>::Rejection>);
+
+/// What one turn of the loop has gathered.
+struct Turn<M: Machine> {
+    events: Vec<Vec<u8>>,
+    event_cost: usize,
+    changes: Changes<M::Key>,
+    effects: Vec<M::Effect>,
+    answers: Vec<Answer<M>>,
+}
+
+impl<M: Machine> Turn<M> {
+    fn new() -> Self {
+        Self { events: Vec::new(), event_cost: 0, changes: Changes::default(), effects: Vec::new(), answers: Vec::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.event_cost >= EVENT_COST_MAX || self.answers.len() >= COMMANDS_MAX
+    }
+}
+
+pub(super) struct Loop<M: Machine> {
+    parts: Parts<M>,
+    reader: Reader<M>,
+    sink: EffectSink<M>,
+    /// How many records refer to each payload; filled as references come and go, the rest is in the store.
+    payload_counts: HashMap<PayloadRef, u32>,
+}
+
+impl<M: Machine> Loop<M> {
+    pub(super) fn new(parts: Parts<M>, sink: EffectSink<M>) -> Self {
+        let reader = Reader::new(parts.store.clone());
+        Self { parts, reader, sink, payload_counts: HashMap::new() }
+    }
+
+    /// Until every handle is gone, or the store fails.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Envelope<M>>) -> Result<(), Error> {
+        while let Some(first) = queue.blocking_recv() {
+            let mut turn = Turn::new();
+            self.take(first, &mut turn)?;
+            while !turn.is_full() {
+                match queue.try_recv() {
+                    Ok(envelope) => self.take(envelope, &mut turn)?,
+                    Err(_) => break,
+                }
+            }
+            self.finish(turn)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
+        let recalled = match self.parts.machine.recall(&envelope.command) {
+            Some(key) if self.parts.machine.record(&key).is_none() => self.reader.ended(&key)?,
+            _ => None,
+        };
+        let now = self.parts.clock.now();
+        let input = Input { now, stamp: self.parts.clock.stamp(now), random: self.parts.clock.random(), recalled };
+        let mut out = Out::default();
+        let reply = self.parts.machine.decide(envelope.command, &input, &mut out);
+        debug_assert!(reply.is_ok() || out.events.is_empty(), "a rejected command must leave no events");
+        for event in &out.events {
+            let bytes = codec::encode(event);
+            turn.event_cost += 3 * bytes.len() + 1024;
+            turn.events.push(bytes);
+        }
+        turn.changes.keys.append(&mut out.changes.keys);
+        turn.changes.held.append(&mut out.changes.held);
+        turn.changes.released.append(&mut out.changes.released);
+        turn.effects.append(&mut out.effects);
+        turn.answers.push((envelope.answer, reply));
+        Ok(())
+    }
+
+    fn finish(&mut self, turn: Turn<M>) -> Result<(), Error> {
+        let Turn { events, changes, effects, answers, .. } = turn;
+        if !events.is_empty() {
+            let (records, ended) = self.encode_records(&changes)?;
+            let head = self.parts.store.head();
+            let commit = Commit { epoch: head.epoch, expected: head.next_seq, events, changes: records };
+            if let Err(error) = self.parts.store.commit(&commit) {
+                for (answer, _) in answers {
+                    let _ = answer.send(Err(Refusal::Unknown));
+                }
+                return Err(error);
+            }
+            self.parts.payloads.settle(&changes.held, &changes.released);
+            for key in &ended {
+                self.parts.machine.forget(key);
+            }
+        }
+        for (answer, reply) in answers {
+            let _ = answer.send(reply.map_err(Refusal::Rejected));
+        }
+        for effect in effects {
+            (self.sink)(effect);
+        }
+        Ok(())
+    }
+
+    /// The changed records as store changes, and the keys of those that have ended.
+    #[expect(clippy::type_complexity, reason = "a pair used once, by the caller above")]
+    fn encode_records(&mut self, changes: &Changes<M::Key>) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
+        let mut records = Vec::with_capacity(changes.keys.len() * 2);
+        let mut ended = Vec::new();
+        for key in &changes.keys {
+            let bytes = M::key_bytes(key);
+            let (live, past) = (record_key(LIVE, &bytes), record_key(ENDED, &bytes));
+            match self.parts.machine.record(key) {
+                Some(record) if M::is_live(&record) => records.push((live, Some(codec::encode(&record)))),
+                Some(record) => {
+                    records.push((live, None));
+                    records.push((past, Some(codec::encode(&record))));
+                    ended.push(key.clone());
+                }
+                None => {
+                    records.push((live, None));
+                    records.push((past, None));
+                }
+            }
+        }
+        self.encode_payload_counts(changes, &mut records)?;
+        Ok((records, ended))
+    }
+
+    fn encode_payload_counts(&mut self, changes: &Changes<M::Key>, records: &mut Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), Error> {
+        let mut difference: HashMap<PayloadRef, i64> = HashMap::new();
+        for payload in &changes.held {
+            *difference.entry(*payload).or_default() += 1;
+        }
+        for payload in &changes.released {
+            *difference.entry(*payload).or_default() -= 1;
+        }
+        for (payload, change) in difference.into_iter().filter(|(_, change)| *change != 0) {
+            let key = record_key(PAYLOAD, &payload.hash);
+            let before = match self.payload_counts.get(&payload) {
+                Some(count) => *count,
+                None => match self.parts.store.get(&key)? {
+                    Some(value) => super::reader::decode::<(PayloadRef, u32)>(&key, &value)?.1,
+                    None => 0,
+                },
+            };
+            let after = u32::try_from((i64::from(before) + change).max(0)).unwrap_or(u32::MAX);
+            if after == 0 {
+                self.payload_counts.remove(&payload);
+                records.push((key, None));
+            } else {
+                self.payload_counts.insert(payload, after);
+                records.push((key, Some(codec::encode(&(payload, after)))));
+            }
+        }
+        Ok(())
+    }
+}

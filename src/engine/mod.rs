@@ -1,0 +1,132 @@
+//! The one loop that runs a role's machine on its durable log.
+//!
+//! Doors and executors hold a [`Handle`] and send commands; the loop ([`commit`]) takes all that is ready, lets the machine decide,
+//! makes the result durable in one batch with one barrier, and only then answers and hands on the effects. [`recover`] fills the
+//! machine from the store at start. Knows no role and no protocol.
+
+pub mod clock;
+mod commit;
+pub mod reader;
+pub mod recover;
+
+use crate::machine::Machine;
+use crate::store::payload::Payloads;
+use crate::store::{Error as StoreError, Store};
+use crate::supervisor::Supervisor;
+use clock::Clock;
+use reader::Reader;
+use recover::RecoveryReport;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that may wait for the loop. More than one batch, so that the next one fills while a barrier runs; small enough that a
+/// flood of requests waits at its doors, not in memory.
+const QUEUE: usize = 4096;
+
+/// Why a command has no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal<R> {
+    /// The rules do not allow it. Nothing has changed.
+    #[error("{0}")]
+    Rejected(R),
+    /// The store failed while it was written: whether it is recorded will be known after a restart.
+    #[error("the store failed; whether this was recorded is known after a restart")]
+    Unknown,
+    /// The role is stopping; the command was not taken.
+    #[error("stopping; the request was not taken")]
+    Stopped,
+}
+
+struct Envelope<M: Machine> {
+    command: M::Command,
+    answer: oneshot::Sender<Result<M::Reply, Refusal<M::Rejection>>>,
+}
+
+/// The door to the loop. Cheap to clone.
+pub struct Handle<M: Machine> {
+    queue: mpsc::Sender<Envelope<M>>,
+    reader: Reader<M>,
+}
+
+impl<M: Machine> Clone for Handle<M> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), reader: self.reader.clone() }
+    }
+}
+
+impl<M: Machine> Handle<M> {
+    /// Hand a command to the machine and wait until its outcome is durable. Dropping the future does not take the command back.
+    ///
+    /// # Errors
+    /// [`Refusal`]; see there what each says about the command.
+    pub async fn send(&self, command: M::Command) -> Result<M::Reply, Refusal<M::Rejection>> {
+        let (answer, reply) = oneshot::channel();
+        self.queue.send(Envelope { command, answer }).await.map_err(|_| Refusal::Stopped)?;
+        reply.await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// Durable records, without going through the loop.
+    pub fn reader(&self) -> &Reader<M> {
+        &self.reader
+    }
+}
+
+/// What an engine is made of.
+pub struct Parts<M: Machine> {
+    /// The machine, empty, with its rules.
+    pub machine: M,
+    /// The role's log.
+    pub store: Arc<dyn Store>,
+    /// The role's payload files.
+    pub payloads: Arc<Payloads>,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Where effects go once they are justified. Called on the loop's thread: must not block.
+pub type EffectSink<M> = Box<dyn FnMut(<M as Machine>::Effect) + Send>;
+
+/// A recovered engine that has not begun to work: doors can be given the handle before the first effect leaves.
+pub struct Engine<M: Machine> {
+    parts: Parts<M>,
+    queue: mpsc::Receiver<Envelope<M>>,
+    handle: Handle<M>,
+    /// What was found in the store.
+    pub report: RecoveryReport,
+}
+
+impl<M: Machine> Engine<M> {
+    /// Read the live records back. Blocks.
+    ///
+    /// # Errors
+    /// The store or a record in it cannot be read.
+    pub fn recover(mut parts: Parts<M>) -> Result<Self, StoreError> {
+        let report = recover::load(&mut parts)?;
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let handle = Handle { queue: sender, reader: Reader::new(parts.store.clone()) };
+        Ok(Self { parts, queue, handle, report })
+    }
+
+    /// The door.
+    pub fn handle(&self) -> Handle<M> {
+        self.handle.clone()
+    }
+
+    /// Begin: hand on what the live records justify, then run the loop on a thread of its own.
+    ///
+    /// # Errors
+    /// The operating system gives no more threads.
+    pub fn start(self, supervisor: &Supervisor, mut sink: EffectSink<M>) -> std::io::Result<()> {
+        let Engine { parts, queue, handle, .. } = self;
+        drop(handle);
+        let fatal = supervisor.clone();
+        supervisor.thread("engine", move || {
+            for effect in parts.machine.resume(parts.clock.now()) {
+                sink(effect);
+            }
+            if let Err(error) = commit::Loop::new(parts, sink).run(queue) {
+                fatal.fatal(anyhow::Error::new(error).context("the store could not commit"));
+            }
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! Typed, durable reads beside the loop: history, and the present as far as it is on disk.
+
+use crate::machine::Machine;
+use crate::store::{Error, Seq, Store, codec};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Records that must be in memory after a restart are stored under this byte.
+pub(super) const LIVE: u8 = b'l';
+/// Records that have ended are stored under this byte, so that a start need not read them.
+pub(super) const ENDED: u8 = b'd';
+/// How many records refer to a payload file.
+pub(super) const PAYLOAD: u8 = b'p';
+
+/// The store key of a record.
+pub(super) fn record_key(kind: u8, key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(key.len() + 1);
+    bytes.push(kind);
+    bytes.extend_from_slice(key);
+    bytes
+}
+
+/// Decode a stored value; bytes that pass their checksum and do not decode are damage all the same.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, Error> {
+    codec::decode(bytes).map_err(|error| Error::Damaged { file: "store".into(), what: format!("record {}: {error}", key.escape_ascii()) })
+}
+
+/// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
+pub struct Reader<M> {
+    store: Arc<dyn Store>,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M> Clone for Reader<M> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), machine: PhantomData }
+    }
+}
+
+impl<M: Machine> Reader<M> {
+    /// A reader on a store that holds records of this machine.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, machine: PhantomData }
+    }
+
+    /// A record, live or ended. A record only ever moves from live to ended, so looking in this order never misses one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn get(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
+        let bytes = M::key_bytes(key);
+        for kind in [LIVE, ENDED] {
+            let key = record_key(kind, &bytes);
+            if let Some(value) = self.store.get(&key)? {
+                return decode(&key, &value).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// An ended record.
+    pub(super) fn ended(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
+        let key = record_key(ENDED, &M::key_bytes(key));
+        self.store.get(&key)?.map(|value| decode(&key, &value)).transpose()
+    }
+
+    /// Every record whose key bytes begin with `prefix`, live ones first, a page at a time, until `each` returns false.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn scan(&self, prefix: &[u8], mut each: impl FnMut(M::Key, M::Record) -> bool) -> Result<(), Error> {
+        for kind in [LIVE, ENDED] {
+            let mut go_on = true;
+            pages(&*self.store, &record_key(kind, prefix), |key, value| {
+                let record = decode(key, value)?;
+                if let Some(key) = M::key_from_bytes(&key[1..]) {
+                    go_on = each(key, record);
+                }
+                Ok(go_on)
+            })?;
+            if !go_on {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Events from a sequence on.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
+        let page = self.store.events(from, limit)?;
+        page.into_iter().map(|(seq, bytes)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event))).collect()
+    }
+}
+
+/// Walk all keys with a prefix in pages, until `each` returns false.
+pub(super) fn pages(store: &dyn Store, prefix: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
+    /// Small enough that a page of 4 KiB values stays at 2 MiB.
+    const PAGE: usize = 512;
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let page = store.scan(prefix, after.as_deref(), PAGE)?;
+        let full = page.len() == PAGE;
+        for (key, value) in &page {
+            if !each(key, value)? {
+                return Ok(());
+            }
+        }
+        match page.into_iter().next_back() {
+            Some((last, _)) if full => after = Some(last),
+            _ => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The only spawner: every task and thread of a role has a name and a policy, and ends with the role.
+//!
+//! Made once per role by `cli`, handed down. A role ends in one of two ways: a signal (exit 0), or the end of something essential
+//! (exit non-zero, with the reason). Order at the end: doors stop taking, then the process leaves; nothing needs a farewell, since
+//! whatever was acknowledged is durable already.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What the end of a task means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The role cannot go on without it: its end, or a panic in it, stops the process with an error.
+    Essential,
+    /// It may end; a panic in it is logged.
+    Ordinary,
+}
+
+/// Spawns and ends the tasks of one role. Cheap to clone.
+#[derive(Clone)]
+pub struct Supervisor {
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    failure: Arc<Mutex<Option<anyhow::Error>>>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Supervisor {
+    /// A supervisor with nothing to watch yet.
+    pub fn new() -> Self {
+        Self {
+            stop: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            failure: Arc::new(Mutex::new(None)),
+        }
+    }
+
+    /// Run a future under a name until it ends or the role stops.
+    pub fn spawn<F>(&self, name: &'static str, policy: Policy, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let supervisor = self.clone();
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        let work = tokio::spawn({
+            let stop = self.stop.clone();
+            async move {
+                tokio::select! {
+                    () = future => true,
+                    () = stop.cancelled() => false,
+                }
+            }
+        });
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        self.tracker.spawn(async move {
+            match work.await {
+                Ok(ended_by_itself) if ended_by_itself && policy == Policy::Essential => {
+                    supervisor.fatal(anyhow::anyhow!("{name} ended"));
+                }
+                Ok(_) => {}
+                Err(_) if policy == Policy::Essential => supervisor.fatal(anyhow::anyhow!("{name} panicked")),
+                Err(error) => tracing::error!(task = name, %error, "task panicked"),
+            }
+        });
+    }
+
+    /// Run a blocking function on a thread of its own. Its end by itself means nothing; a panic stops the role.
+    ///
+    /// # Errors
+    /// The operating system gives no more threads.
+    pub fn thread<F>(&self, name: &'static str, body: F) -> std::io::Result<()>
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        let supervisor = self.clone();
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+                supervisor.fatal(anyhow::anyhow!("{name} panicked"));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Run a blocking function on the pool and wait for it.
+    ///
+    /// # Errors
+    /// The function panicked.
+    pub async fn blocking<T, F>(body: F) -> anyhow::Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        let work = tokio::task::spawn_blocking(body);
+        work.await.map_err(|error| anyhow::anyhow!("a blocking task failed: {error}"))
+    }
+
+    /// Stop the role because it cannot go on. The first reason wins.
+    pub fn fatal(&self, error: anyhow::Error) {
+        tracing::error!(error = format!("{error:#}"), "stopping");
+        let mut failure = self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        failure.get_or_insert(error);
+        self.stop.cancel();
+    }
+
+    /// Stop the role in good order.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Resolves when the role is to stop; doors hand it to their servers.
+    pub fn stopped(&self) -> tokio_util::sync::WaitForCancellationFutureOwned {
+        self.stop.clone().cancelled_owned()
+    }
+
+    /// True once the role is to stop.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Wait for SIGINT, SIGTERM, [`Supervisor::stop`] or a failure, then for the tasks to end (at most two seconds).
+    ///
+    /// # Errors
+    /// The reason of the failure that stopped the role.
+    pub async fn run(self) -> anyhow::Result<()> {
+        tokio::select! {
+            () = signalled() => tracing::info!("asked to stop"),
+            () = self.stop.cancelled() => {}
+        }
+        self.stop.cancel();
+        self.tracker.close();
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), self.tracker.wait()).await;
+        let failure = self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        (interrupt, terminate) => {
+            tracing::warn!(?interrupt, ?terminate, "cannot listen for signals");
+            std::future::pending::<()>().await;
+        }
+    }
+}

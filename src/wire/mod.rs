@@ -1,0 +1,37 @@
+//! The wire: generated code of both contracts, and everything that is the same for every connection.
+//!
+//! The message types follow the package names, so `fedvision.framework.coordinator.Subscribe.REQ` is
+//! [`fedvision::framework::coordinator::subscribe::Req`]. Nothing here decides; the roles do.
+
+pub mod connect;
+pub mod serve;
+
+/// The FedVision 0.1 contract.
+#[allow(clippy::all, missing_docs)]
+pub mod fedvision {
+    /// Package `fedvision.framework`.
+    pub mod framework {
+        tonic::include_proto!("fedvision.framework");
+        /// Package `fedvision.framework.coordinator`.
+        pub mod coordinator {
+            tonic::include_proto!("fedvision.framework.coordinator");
+        }
+        /// Package `fedvision.framework.cluster`.
+        pub mod cluster {
+            tonic::include_proto!("fedvision.framework.cluster");
+        }
+    }
+    /// Package `fedvision.paddle_fl`.
+    pub mod paddle_fl {
+        tonic::include_proto!("fedvision.paddle_fl");
+    }
+}
+
+/// Our own additions, as services of their own on the same ports.
+#[allow(clippy::all, missing_docs)]
+pub mod fedbroker {
+    /// Package `fedbroker.v1`.
+    pub mod v1 {
+        tonic::include_proto!("fedbroker.v1");
+    }
+}
