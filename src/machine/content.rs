@@ -8,7 +8,7 @@ use std::fmt;
 
 /// The longest content kept inside a record, bytes. A record may carry two of them (a job: its config and its
 /// algorithm config) and must stay below the store's value limit of 4 KiB.
-pub const INLINE_MAX: usize = 1024;
+pub const INLINE_MAX: usize = 512;
 
 /// A content-addressed file: the SHA-256 of its bytes and their number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

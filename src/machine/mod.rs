@@ -6,7 +6,9 @@
 
 pub mod content;
 pub mod ids;
+pub mod master;
 pub mod outcome;
+pub mod plan;
 
 use content::PayloadRef;
 use ids::Timestamp;

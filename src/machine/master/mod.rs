@@ -1,0 +1,518 @@
+//! The party master: its jobs, its queue towards the cluster, and the proposals it is asked to join.
+//!
+//! Pure; run by `engine`, fed by `master`. [`jobs`], [`tasks`] and [`proposals`] decide; [`apply`] alone changes state.
+
+mod apply;
+pub mod invariant;
+mod jobs;
+mod proposals;
+pub mod records;
+pub mod rule;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use super::content::{Content, PayloadRef};
+use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
+use super::outcome::Outcome;
+use super::plan::Plan;
+use super::{Changes, Input, Machine, Out, join_key, split_key};
+use records::{Failure, Job, Lease, Participation, ParticipationState, Task, TaskState};
+use rule::ProposalAcceptRule;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What an operator decides.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// This party.
+    pub party: PartyId,
+    /// Which proposals it joins.
+    pub accept: ProposalAcceptRule,
+    /// Propose again when a FedVision 0.1 coordinator may or may not have seen the proposal.
+    pub propose_again: bool,
+    /// How often a task that the cluster manager refuses is submitted before it has failed.
+    pub submit_tries: u32,
+}
+
+/// Name of a record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The number of the last job.
+    Counter,
+    /// A job.
+    Job(JobId),
+    /// A task of the cluster queue.
+    Task(TaskKey),
+    /// A proposal this party was asked to join.
+    Participation(ProposalId),
+}
+
+/// A stored record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "made one at a time, on the way to the disk")]
+pub enum Record {
+    /// Number of the last job ever accepted.
+    Counter(u64),
+    /// A job.
+    Job(Job),
+    /// A task.
+    Task(Task),
+    /// A participation.
+    Participation(Participation),
+}
+
+/// Requests and outcomes.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept a job. Its config is checked already, its plan made.
+    Submit {
+        /// Type, known to the registry.
+        job_type: TypeName,
+        /// JSON text of its config.
+        config: Content,
+        /// As received.
+        algorithm_config: Option<Content>,
+        /// What it needs.
+        plan: Plan,
+    },
+    /// The cluster manager's answer about endpoints; `Err` is its reason to refuse for now.
+    Leased {
+        /// Whose.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The answer.
+        result: Result<Lease, String>,
+    },
+    /// The lease is back at the manager.
+    LeaseReleased {
+        /// Whose.
+        job: JobId,
+    },
+    /// Compiling and packing has ended.
+    Prepared {
+        /// Of what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The packed tasks, or why there are none.
+        result: Result<Packed, Failure>,
+    },
+    /// The coordinator is a FedVision 0.1 one; the call goes out once this is answered.
+    LegacyProposal {
+        /// Of what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+    },
+    /// The coordinator's verdict.
+    Verdict {
+        /// On what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// Say why a job waits.
+    Note {
+        /// Which.
+        job: JobId,
+        /// One line.
+        note: String,
+    },
+    /// The coordinator announced a proposal.
+    Offered {
+        /// Which.
+        proposal: ProposalId,
+        /// Of what type.
+        job_type: TypeName,
+    },
+    /// What fetching came to.
+    Fetched {
+        /// Which.
+        proposal: ProposalId,
+        /// The task, or why there is none.
+        result: Result<WonTask, String>,
+    },
+    /// The cluster manager answered a submission.
+    Submitted {
+        /// Which task.
+        key: TaskKey,
+        /// The `tries` of the submission.
+        tries: u32,
+        /// What it said.
+        answer: SubmitAnswer,
+    },
+    /// A task has ended.
+    TaskEnded {
+        /// Which.
+        key: TaskKey,
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// The result of compiling and packing.
+#[derive(Debug)]
+pub struct Packed {
+    /// The encoded `Proposal.REQ`, when there is a proposal.
+    pub proposal: Option<Content>,
+    /// Tasks for this party's own cluster.
+    pub local: Vec<LocalTask>,
+}
+
+/// A task for this party's own cluster.
+#[derive(Debug)]
+pub struct LocalTask {
+    /// Its id.
+    pub task: TaskId,
+    /// Its type.
+    pub task_type: TypeName,
+    /// The encoded `fedvision.framework.Task`.
+    pub content: Content,
+}
+
+/// A task won in a proposal.
+#[derive(Debug)]
+pub struct WonTask {
+    /// Its ids.
+    pub key: TaskKey,
+    /// Its type.
+    pub task_type: TypeName,
+    /// The encoded `fedvision.framework.Task`, unchanged.
+    pub content: Content,
+}
+
+/// What a proposal came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Enough parties; the chosen ones have their tasks.
+    Accepted,
+    /// It was refused, in words.
+    Refused(String),
+    /// A FedVision 0.1 coordinator may or may not have seen it.
+    Unknown,
+}
+
+/// What the cluster manager said to a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitAnswer {
+    /// It has the task, durably, and tells how it ends.
+    Taken,
+    /// A FedVision 0.1 manager has it: its end will never be known.
+    TakenUnwatched,
+    /// It does not take it now.
+    Refused,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields are those of the records they change")]
+pub enum Event {
+    /// A job was accepted.
+    JobAccepted {
+        id: JobId,
+        number: u64,
+        job_type: TypeName,
+        config: Content,
+        algorithm_config: Option<Content>,
+        plan: Plan,
+        at: Timestamp,
+    },
+    /// It has its endpoints.
+    JobLeased { job: JobId, lease: Lease, at: Timestamp },
+    /// It must wait for them.
+    JobLeaseRefused { job: JobId, reason: String },
+    /// It is compiled and packed, and is proposed now.
+    JobProposing { job: JobId, proposal: Content, at: Timestamp },
+    /// The call to a FedVision 0.1 coordinator goes out.
+    JobProposedLegacy { job: JobId },
+    /// It is proposed again.
+    JobProposedAgain { job: JobId },
+    /// Its tasks may run.
+    JobRunning { job: JobId, at: Timestamp },
+    /// Why it waits, or what is not known about it.
+    JobNoted { job: JobId, note: String },
+    /// All its own tasks ended well.
+    JobSucceeded { job: JobId, at: Timestamp },
+    /// It failed.
+    JobFailed { job: JobId, failure: Failure, at: Timestamp },
+    /// Its endpoints are given back.
+    LeaseReleased { job: JobId },
+    /// A task was packed and waits for the verdict.
+    TaskHeld {
+        key: TaskKey,
+        task_type: TypeName,
+        content: Content,
+        at: Timestamp,
+    },
+    /// A packed task may go.
+    TaskReleased { key: TaskKey, at: Timestamp },
+    /// The manager refused it for now.
+    TaskRefused { key: TaskKey },
+    /// The manager has it.
+    TaskSubmitted { key: TaskKey, at: Timestamp },
+    /// It is to be stopped.
+    TaskCancelling { key: TaskKey, reason: String, at: Timestamp },
+    /// It has ended.
+    TaskEnded { key: TaskKey, outcome: Outcome, at: Timestamp },
+    /// A proposal was announced and is wanted.
+    ProposalOffered {
+        proposal: ProposalId,
+        job_type: TypeName,
+        at: Timestamp,
+    },
+    /// A proposal was announced and is not wanted.
+    ProposalDeclined {
+        proposal: ProposalId,
+        job_type: TypeName,
+        reason: String,
+        at: Timestamp,
+    },
+    /// A task was won; it is queued.
+    ProposalWon {
+        proposal: ProposalId,
+        key: TaskKey,
+        task_type: TypeName,
+        content: Content,
+        at: Timestamp,
+    },
+    /// No task came of it.
+    ProposalMissed {
+        proposal: ProposalId,
+        reason: String,
+        at: Timestamp,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "fields are those of the records that justify them")]
+pub enum Effect {
+    /// Ask the cluster manager for endpoints, the sooner the fewer tries.
+    AcquireLease { job: JobId, step: u32, endpoints: u16, tries: u32 },
+    /// Give them back.
+    ReleaseLease { job: JobId },
+    /// Compile and pack.
+    Prepare { job: JobId, step: u32 },
+    /// Propose. With `legacy_call` a call may be out already, at a coordinator that cannot join it.
+    Propose { job: JobId, step: u32, legacy_call: bool },
+    /// Submit a task to the cluster manager.
+    Submit { key: TaskKey, tries: u32 },
+    /// Learn how a task ends.
+    Watch { key: TaskKey },
+    /// Stop a task at the cluster manager.
+    Cancel { key: TaskKey, reason: String },
+    /// Fetch the task of a proposal.
+    Fetch { proposal: ProposalId },
+}
+
+/// The answer to an accepted command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The job is recorded under this id.
+    Accepted(JobId),
+    /// Recorded.
+    Done,
+    /// Nothing to record: it was known.
+    Known,
+}
+
+/// Why a command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The outcome of an attempt that is over.
+    #[error("{0} has moved on; this outcome is late")]
+    Late(String),
+}
+
+/// The machine's state: everything live, and the counters.
+#[derive(Debug)]
+pub struct Master {
+    rules: Rules,
+    last_number: u64,
+    jobs: BTreeMap<JobId, Job>,
+    tasks: BTreeMap<TaskKey, Task>,
+    participations: BTreeMap<ProposalId, Participation>,
+    /// Derived: fetches and won tasks under way.
+    under_way: u32,
+}
+
+type Ctx<'a> = (&'a Input<Record>, &'a mut Out<Master>);
+
+impl Master {
+    /// An empty machine.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            last_number: 0,
+            jobs: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            participations: BTreeMap::new(),
+            under_way: 0,
+        }
+    }
+
+    fn tasks_of<'a>(&'a self, job: &'a JobId) -> impl Iterator<Item = &'a Task> {
+        // Keys sort by job first; the empty task id cannot be parsed, so begin at the job and stop when it changes.
+        self.tasks
+            .range(first_task(job)..)
+            .map(|(_, task)| task)
+            .take_while(move |task| task.key.job == *job)
+    }
+}
+
+/// The least key of a job's tasks: one space sorts before every printable id.
+fn first_task(job: &JobId) -> TaskKey {
+    let least = TaskId::parse(" ").expect("a space is a valid task id");
+    TaskKey {
+        job: job.clone(),
+        task: least,
+    }
+}
+
+impl Machine for Master {
+    type Command = Command;
+    type Event = Event;
+    type Effect = Effect;
+    type Reply = Reply;
+    type Rejection = Rejection;
+    type Key = Key;
+    type Record = Record;
+
+    fn recall(&self, command: &Command) -> Option<Key> {
+        match command {
+            Command::Offered { proposal, .. } => Some(Key::Participation(proposal.clone())),
+            Command::Fetched { result: Ok(won), .. } => Some(Key::Task(won.key.clone())),
+            _ => None,
+        }
+    }
+
+    fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+        let ctx = (input, out);
+        match command {
+            Command::Submit {
+                job_type,
+                config,
+                algorithm_config,
+                plan,
+            } => Ok(self.submit(job_type, config, algorithm_config, plan, ctx)),
+            Command::Leased { job, step, result } => self.leased(job, step, result, ctx),
+            Command::LeaseReleased { job } => self.lease_released(job, ctx),
+            Command::Prepared { job, step, result } => self.prepared(job, step, result, ctx),
+            Command::LegacyProposal { job, step } => self.legacy_proposal(job, step, ctx),
+            Command::Verdict { job, step, verdict } => self.verdict(job, step, verdict, ctx),
+            Command::Note { job, note } => self.note(job, note, ctx),
+            Command::Offered { proposal, job_type } => Ok(self.offered(proposal, job_type, ctx)),
+            Command::Fetched { proposal, result } => self.fetched(proposal, result, ctx),
+            Command::Submitted { key, tries, answer } => self.submitted(key, tries, answer, ctx),
+            Command::TaskEnded { key, outcome } => self.task_ended(key, outcome, ctx),
+        }
+    }
+
+    fn apply(&mut self, event: &Event, changes: &mut Changes<Key>) {
+        self.apply_event(event, changes);
+    }
+
+    fn record(&self, key: &Key) -> Option<Record> {
+        match key {
+            Key::Counter => Some(Record::Counter(self.last_number)),
+            Key::Job(id) => self.jobs.get(id).cloned().map(Record::Job),
+            Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
+            Key::Participation(id) => self.participations.get(id).cloned().map(Record::Participation),
+        }
+    }
+
+    fn is_live(record: &Record) -> bool {
+        match record {
+            Record::Counter(_) => true,
+            Record::Job(job) => !job.state.is_final() || job.lease.is_some(),
+            Record::Task(task) => !matches!(task.state, TaskState::Ended(_)),
+            Record::Participation(participation) => participation.state == ParticipationState::Offered,
+        }
+    }
+
+    fn payloads(record: &Record) -> Vec<PayloadRef> {
+        let contents: Vec<&Content> = match record {
+            Record::Counter(_) | Record::Participation(_) => Vec::new(),
+            Record::Job(job) => [Some(&job.config), job.algorithm_config.as_ref(), job.proposal.as_ref()]
+                .into_iter()
+                .flatten()
+                .collect(),
+            Record::Task(task) => task.content.iter().collect(),
+        };
+        contents.into_iter().filter_map(Content::payload).collect()
+    }
+
+    fn restore(&mut self, key: &Key, record: Record) {
+        match record {
+            Record::Counter(number) => self.last_number = number,
+            Record::Job(job) => {
+                self.jobs.insert(job.id.clone(), job);
+            }
+            Record::Task(task) => {
+                self.under_way += u32::from(apply::is_won_and_open(&task));
+                self.tasks.insert(task.key.clone(), task);
+            }
+            Record::Participation(participation) => {
+                self.under_way += u32::from(participation.state == ParticipationState::Offered);
+                self.participations.insert(participation.proposal.clone(), participation);
+            }
+        }
+        debug_assert!(self.record(key).is_some(), "a record is restored under its own key");
+    }
+
+    fn forget(&mut self, key: &Key) {
+        match key {
+            Key::Counter => {}
+            Key::Job(id) => drop(self.jobs.remove(id)),
+            Key::Task(key) => drop(self.tasks.remove(key)),
+            Key::Participation(id) => drop(self.participations.remove(id)),
+        }
+    }
+
+    fn resume(&self, _now: Timestamp) -> Vec<Effect> {
+        let jobs = self.jobs.values().filter_map(Self::effect_of_job);
+        let tasks = self.tasks.values().filter_map(Self::effect_of_task);
+        let offered = self.participations.values().filter(|p| p.state == ParticipationState::Offered);
+        let fetches = offered.map(|p| Effect::Fetch {
+            proposal: p.proposal.clone(),
+        });
+        jobs.chain(tasks).chain(fetches).collect()
+    }
+
+    fn key_bytes(key: &Key) -> Vec<u8> {
+        match key {
+            Key::Counter => join_key(b'c', &[]),
+            Key::Job(id) => join_key(b'j', &[id.as_str()]),
+            Key::Task(key) => join_key(b't', &[key.job.as_str(), key.task.as_str()]),
+            Key::Participation(id) => join_key(b'p', &[id.as_str()]),
+        }
+    }
+
+    fn key_from_bytes(bytes: &[u8]) -> Option<Key> {
+        let (kind, parts) = split_key(bytes)?;
+        match (kind, parts.as_slice()) {
+            (b'c', [""]) => Some(Key::Counter),
+            (b'j', [id]) => JobId::parse(*id).ok().map(Key::Job),
+            (b't', [job, task]) => TaskKey::parse(*job, *task).ok().map(Key::Task),
+            (b'p', [id]) => ProposalId::parse(*id).ok().map(Key::Participation),
+            _ => None,
+        }
+    }
+
+    fn census(&self) -> Vec<(&'static str, u64)> {
+        let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for job in self.jobs.values() {
+            *counts.entry(apply::census_name(&job.state)).or_default() += 1;
+        }
+        for task in self.tasks.values() {
+            *counts.entry(apply::census_task(&task.state)).or_default() += 1;
+        }
+        let offered = self.participations.len() as u64;
+        counts.insert("proposal fetching", offered);
+        counts.into_iter().collect()
+    }
+}

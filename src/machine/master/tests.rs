@@ -1,0 +1,555 @@
+//! The walk of a job with literal effects, and random histories with effects delivered twice, late, and across crashes.
+
+use super::records::*;
+use super::*;
+use crate::machine::outcome::End;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+/// A machine with a store of maps: commits like the engine, and can crash.
+struct World {
+    machine: Master,
+    live: BTreeMap<Key, Record>,
+    ended: BTreeMap<Key, Record>,
+    events: Vec<Event>,
+    payloads: HashMap<PayloadRef, i64>,
+    pending: Vec<Effect>,
+    now: u64,
+    propose_again: bool,
+}
+
+fn rules(propose_again: bool) -> Rules {
+    let party = PartyId::parse("p1").unwrap();
+    Rules {
+        party,
+        accept: ProposalAcceptRule {
+            at_once: Some(6),
+            ..Default::default()
+        },
+        propose_again,
+        submit_tries: 3,
+    }
+}
+
+impl World {
+    fn new(propose_again: bool) -> Self {
+        Self {
+            machine: Master::new(rules(propose_again)),
+            live: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            events: Vec::new(),
+            payloads: HashMap::new(),
+            pending: Vec::new(),
+            now: 1_000_000,
+            propose_again,
+        }
+    }
+
+    fn send(&mut self, command: Command) -> Result<Reply, Rejection> {
+        self.now += 1;
+        let recalled = self.machine.recall(&command).and_then(|key| self.ended.get(&key).cloned());
+        let input = Input {
+            now: Timestamp(self.now),
+            stamp: "20261122212634".into(),
+            random: self.now,
+            recalled,
+        };
+        let mut out = Out::default();
+        let reply = self.machine.decide(command, &input, &mut out);
+        assert!(
+            reply.is_ok() || (out.events.is_empty() && out.effects.is_empty()),
+            "a rejection changes nothing"
+        );
+        invariant::check(&self.machine).unwrap();
+        for payload in &out.changes.held {
+            *self.payloads.entry(*payload).or_default() += 1;
+        }
+        for payload in &out.changes.released {
+            *self.payloads.entry(*payload).or_default() -= 1;
+        }
+        for key in &out.changes.keys {
+            self.live.remove(key);
+            match self.machine.record(key) {
+                Some(record) if Master::is_live(&record) => drop(self.live.insert(key.clone(), record)),
+                Some(record) => {
+                    assert!(self.ended.insert(key.clone(), record).is_none(), "{key:?} ended twice");
+                    self.machine.forget(key);
+                }
+                None => {}
+            }
+            assert_eq!(Master::key_from_bytes(&Master::key_bytes(key)).as_ref(), Some(key));
+        }
+        self.events.extend(out.events);
+        self.pending.extend(out.effects);
+        reply
+    }
+
+    fn crash(&mut self) {
+        self.machine = Master::new(rules(self.propose_again));
+        for (key, record) in &self.live {
+            self.machine.restore(key, record.clone());
+        }
+        invariant::check(&self.machine).unwrap();
+        self.pending = self.machine.resume(Timestamp(self.now));
+    }
+
+    /// Records and payload counts are what the log says.
+    fn check_replay(&self) {
+        let mut replayed = Master::new(rules(self.propose_again));
+        let mut changes = Changes::default();
+        for event in &self.events {
+            replayed.apply(event, &mut changes);
+        }
+        for (key, record) in self.live.iter().chain(&self.ended) {
+            assert_eq!(replayed.record(key).as_ref(), Some(record), "{key:?}");
+        }
+        let mut counted: HashMap<PayloadRef, i64> = HashMap::new();
+        for payload in self.live.values().chain(self.ended.values()).flat_map(Master::payloads) {
+            *counted.entry(payload).or_default() += 1;
+        }
+        assert_eq!(
+            counted,
+            self.payloads.iter().filter(|(_, n)| **n != 0).map(|(p, n)| (*p, *n)).collect()
+        );
+    }
+
+    fn submit(&mut self, plan: Plan) -> JobId {
+        let config = Content::Stored(PayloadRef { hash: [1; 32], len: 9000 });
+        let job_type = TypeName::parse("program").unwrap();
+        match self
+            .send(Command::Submit {
+                job_type,
+                config,
+                algorithm_config: None,
+                plan,
+            })
+            .unwrap()
+        {
+            Reply::Accepted(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const FULL: Plan = Plan {
+    endpoints: 1,
+    workers: 2,
+    wait_s: 5,
+};
+const LOCAL: Plan = Plan {
+    endpoints: 0,
+    workers: 0,
+    wait_s: 0,
+};
+
+fn lease() -> Lease {
+    Lease::parse("w1", &["127.0.0.1:12000".to_owned()]).unwrap()
+}
+
+fn packed(proposal: bool) -> Packed {
+    let content = Content::Stored(PayloadRef { hash: [2; 32], len: 5000 });
+    let local = LocalTask {
+        task: TaskId::parse("aggregator").unwrap(),
+        task_type: TypeName::parse("program_aggregator").unwrap(),
+        content,
+    };
+    Packed {
+        proposal: proposal.then(|| Content::Stored(PayloadRef { hash: [3; 32], len: 7000 })),
+        local: vec![local],
+    }
+}
+
+fn outcome(end: End) -> Outcome {
+    Outcome {
+        end,
+        reason: "why".into(),
+        exit_code: Some(1),
+        stderr_tail: "tail".into(),
+        worker: None,
+        attempt: 1,
+    }
+}
+
+fn won(job: &str, task: &str) -> WonTask {
+    let content = Content::Stored(PayloadRef { hash: [4; 32], len: 6000 });
+    WonTask {
+        key: TaskKey::parse(job, task).unwrap(),
+        task_type: TypeName::parse("program_trainer").unwrap(),
+        content,
+    }
+}
+
+#[test]
+fn a_job_walks_from_submit_to_success() {
+    let mut world = World::new(false);
+    let job = world.submit(FULL);
+    assert_eq!(job.as_str(), "p1-20261122212634-1");
+    assert_eq!(
+        world.pending,
+        [Effect::AcquireLease {
+            job: job.clone(),
+            step: 0,
+            endpoints: 1,
+            tries: 0
+        }]
+    );
+    world.pending.clear();
+    world
+        .send(Command::Leased {
+            job: job.clone(),
+            step: 0,
+            result: Err("no free slot".into()),
+        })
+        .unwrap();
+    assert_eq!(
+        world.pending,
+        [Effect::AcquireLease {
+            job: job.clone(),
+            step: 1,
+            endpoints: 1,
+            tries: 1
+        }]
+    );
+    world.pending.clear();
+    world
+        .send(Command::Leased {
+            job: job.clone(),
+            step: 1,
+            result: Ok(lease()),
+        })
+        .unwrap();
+    assert_eq!(world.pending, [Effect::Prepare { job: job.clone(), step: 2 }]);
+    world.pending.clear();
+    world
+        .send(Command::Prepared {
+            job: job.clone(),
+            step: 2,
+            result: Ok(packed(true)),
+        })
+        .unwrap();
+    assert_eq!(
+        world.pending,
+        [Effect::Propose {
+            job: job.clone(),
+            step: 3,
+            legacy_call: false
+        }]
+    );
+    world.pending.clear();
+    world
+        .send(Command::Verdict {
+            job: job.clone(),
+            step: 3,
+            verdict: Verdict::Accepted,
+        })
+        .unwrap();
+    let key = TaskKey::parse(job.as_str(), "aggregator").unwrap();
+    assert_eq!(
+        world.pending,
+        [Effect::Submit {
+            key: key.clone(),
+            tries: 0
+        }]
+    );
+    world.pending.clear();
+    world
+        .send(Command::Submitted {
+            key: key.clone(),
+            tries: 0,
+            answer: SubmitAnswer::Taken,
+        })
+        .unwrap();
+    assert_eq!(world.pending, [Effect::Watch { key: key.clone() }]);
+    world.pending.clear();
+    world
+        .send(Command::TaskEnded {
+            key,
+            outcome: outcome(End::Succeeded),
+        })
+        .unwrap();
+    assert_eq!(world.pending, [Effect::ReleaseLease { job: job.clone() }]);
+    world.send(Command::LeaseReleased { job: job.clone() }).unwrap();
+    let Some(Record::Job(ended)) = world.ended.get(&Key::Job(job)) else {
+        panic!("the job has ended")
+    };
+    assert_eq!(ended.state, JobState::Succeeded);
+    world.check_replay();
+}
+
+#[test]
+fn a_failed_task_fails_the_job_with_its_words_and_stops_the_rest() {
+    let mut world = World::new(false);
+    let job = world.submit(LOCAL);
+    world
+        .send(Command::Prepared {
+            job: job.clone(),
+            step: 0,
+            result: Ok(packed(false)),
+        })
+        .unwrap();
+    world
+        .send(Command::Offered {
+            proposal: ProposalId::parse(format!("{job}-coo_1")).unwrap(),
+            job_type: TypeName::parse("x").unwrap(),
+        })
+        .unwrap();
+    let proposal = ProposalId::parse(format!("{job}-coo_1")).unwrap();
+    world
+        .send(Command::Fetched {
+            proposal,
+            result: Ok(won(job.as_str(), "trainer_0")),
+        })
+        .unwrap();
+    world.pending.clear();
+    let key = TaskKey::parse(job.as_str(), "aggregator").unwrap();
+    world
+        .send(Command::TaskEnded {
+            key,
+            outcome: outcome(End::Failed),
+        })
+        .unwrap();
+    let trainer = TaskKey::parse(job.as_str(), "trainer_0").unwrap();
+    assert_eq!(
+        world.pending,
+        [Effect::Cancel {
+            key: trainer,
+            reason: "the job failed".into()
+        }]
+    );
+    let Some(Record::Job(ended)) = world.ended.get(&Key::Job(job)) else {
+        panic!("the job has ended")
+    };
+    let failure = Failure {
+        reason: "task aggregator failed: why".into(),
+        exit_code: Some(1),
+        stderr_tail: "tail".into(),
+    };
+    assert_eq!(ended.state, JobState::Failed(failure));
+    world.check_replay();
+}
+
+#[test]
+fn an_unknown_outcome_at_an_old_coordinator_fails_or_is_proposed_again() {
+    for again in [false, true] {
+        let mut world = World::new(again);
+        let job = world.submit(Plan { endpoints: 0, ..FULL });
+        world
+            .send(Command::Prepared {
+                job: job.clone(),
+                step: 0,
+                result: Ok(packed(true)),
+            })
+            .unwrap();
+        world.send(Command::LegacyProposal { job: job.clone(), step: 1 }).unwrap();
+        world.crash();
+        assert_eq!(
+            world.pending,
+            [Effect::Propose {
+                job: job.clone(),
+                step: 1,
+                legacy_call: true
+            }]
+        );
+        world.pending.clear();
+        world
+            .send(Command::Verdict {
+                job: job.clone(),
+                step: 1,
+                verdict: Verdict::Unknown,
+            })
+            .unwrap();
+        if again {
+            assert_eq!(
+                world.pending,
+                [Effect::Propose {
+                    job,
+                    step: 2,
+                    legacy_call: false
+                }]
+            );
+        } else {
+            let Some(Record::Job(ended)) = world.ended.get(&Key::Job(job)) else {
+                panic!("the job has ended")
+            };
+            assert_eq!(ended.state, JobState::Failed(Failure::because("proposal outcome unknown")));
+        }
+        world.check_replay();
+    }
+}
+
+#[test]
+fn a_sent_task_cannot_take_the_place_of_another() {
+    let mut world = World::new(false);
+    let job = world.submit(LOCAL);
+    world
+        .send(Command::Prepared {
+            job: job.clone(),
+            step: 0,
+            result: Ok(packed(false)),
+        })
+        .unwrap();
+    let proposal = ProposalId::parse("evil-coo_1").unwrap();
+    world
+        .send(Command::Offered {
+            proposal: proposal.clone(),
+            job_type: TypeName::parse("x").unwrap(),
+        })
+        .unwrap();
+    world
+        .send(Command::Fetched {
+            proposal: proposal.clone(),
+            result: Ok(won(job.as_str(), "aggregator")),
+        })
+        .unwrap();
+    let Some(Record::Participation(missed)) = world.ended.get(&Key::Participation(proposal)) else {
+        panic!("it has ended")
+    };
+    assert!(matches!(missed.state, ParticipationState::Missed(_)));
+}
+
+/// One step of a random history; numbers choose among what is there.
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(bool, bool),
+    Offer(u8, bool),
+    /// Carry out a pending effect; keep it pending when the flag is set, so that it is delivered again.
+    Act(u16, u8, bool),
+    /// Deliver an outcome with an old step or for an ended record.
+    Late(u16, u8),
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(endpoints, workers)| Step::Submit(endpoints, workers)),
+        2 => (0u8..12, any::<bool>()).prop_map(|(n, own)| Step::Offer(n, own)),
+        12 => (any::<u16>(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|(i, how, again)| Step::Act(i, how, again)),
+        2 => (any::<u16>(), any::<u8>()).prop_map(|(i, how)| Step::Late(i, how)),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// The outcome of an effect, one of those its executor can come back with.
+fn outcome_of(effect: &Effect, how: u8) -> Command {
+    match effect.clone() {
+        Effect::AcquireLease { job, step, .. } => {
+            let result = if how.is_multiple_of(3) {
+                Err("no slot".to_owned())
+            } else {
+                Ok(lease())
+            };
+            Command::Leased { job, step, result }
+        }
+        Effect::ReleaseLease { job } => Command::LeaseReleased { job },
+        Effect::Prepare { job, step } => {
+            let result = match how % 4 {
+                0 => Err(Failure::because("compile error")),
+                1 => Ok(packed(false)),
+                _ => Ok(packed(true)),
+            };
+            Command::Prepared { job, step, result }
+        }
+        Effect::Propose { job, step, legacy_call } => match how % 5 {
+            0 => Command::LegacyProposal { job, step },
+            1 => Command::Verdict {
+                job,
+                step,
+                verdict: Verdict::Refused("nobody".into()),
+            },
+            _ if legacy_call => Command::Verdict {
+                job,
+                step,
+                verdict: Verdict::Unknown,
+            },
+            2 => Command::Note {
+                job,
+                note: "waiting".into(),
+            },
+            _ => Command::Verdict {
+                job,
+                step,
+                verdict: Verdict::Accepted,
+            },
+        },
+        Effect::Submit { key, tries } => {
+            let answer = match how % 4 {
+                0 => SubmitAnswer::Refused,
+                1 => SubmitAnswer::TakenUnwatched,
+                _ => SubmitAnswer::Taken,
+            };
+            Command::Submitted { key, tries, answer }
+        }
+        Effect::Watch { key } | Effect::Cancel { key, .. } => {
+            let end = [End::Succeeded, End::Succeeded, End::Failed, End::Cancelled][usize::from(how % 4)];
+            Command::TaskEnded {
+                key,
+                outcome: outcome(end),
+            }
+        }
+        Effect::Fetch { proposal } => {
+            let result = match how % 3 {
+                0 => Err("drawn out".to_owned()),
+                _ => Ok(won(job_part(&proposal), &format!("trainer_{}", how % 2))),
+            };
+            Command::Fetched { proposal, result }
+        }
+    }
+}
+
+fn job_part(proposal: &ProposalId) -> &str {
+    proposal.as_str().rsplit_once("-coo_").map_or("other", |(job, _)| job)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_histories_keep_every_invariant(again in any::<bool>(), steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new(again);
+        let mut seen: Vec<Effect> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Submit(endpoints, workers) => {
+                    world.submit(Plan { endpoints: u16::from(endpoints), workers: u32::from(workers), wait_s: 5 });
+                }
+                Step::Offer(n, own) => {
+                    let job = if own { format!("p1-20261122212634-{n}") } else { format!("p2-20261122212634-{n}") };
+                    let proposal = ProposalId::parse(format!("{job}-coo_{n}")).unwrap();
+                    world.send(Command::Offered { proposal, job_type: TypeName::parse("program").unwrap() }).unwrap();
+                }
+                Step::Act(i, how, keep) if !world.pending.is_empty() => {
+                    let i = usize::from(i) % world.pending.len();
+                    let effect = if keep { world.pending[i].clone() } else { world.pending.swap_remove(i) };
+                    let first = world.send(outcome_of(&effect, how));
+                    if !matches!(effect, Effect::Propose { .. }) {
+                        let events = world.events.len();
+                        let second = world.send(outcome_of(&effect, how));
+                        prop_assert!(second.is_err() || first.is_err(), "{effect:?} took effect twice");
+                        prop_assert_eq!(world.events.len(), events);
+                    }
+                    seen.push(effect);
+                }
+                Step::Late(i, how) if !seen.is_empty() => {
+                    let effect = seen[usize::from(i) % seen.len()].clone();
+                    let _ = world.send(outcome_of(&effect, how));
+                }
+                Step::Crash => world.crash(),
+                Step::Act(..) | Step::Late(..) => {}
+            }
+        }
+        world.check_replay();
+        drain(&mut world);
+        prop_assert!(world.live.keys().all(|key| matches!(key, Key::Counter)), "everything ends: {:?}", world.live);
+        world.check_replay();
+    }
+}
+
+/// From any state, a world in which everything works ends every job, task and participation.
+fn drain(world: &mut World) {
+    world.crash();
+    for _ in 0..10_000 {
+        let Some(effect) = world.pending.pop() else { return };
+        let _ = world.send(outcome_of(&effect, 19));
+    }
+    panic!("the machine never comes to rest");
+}
