@@ -3,3 +3,6 @@
 
 pub mod machine;
 pub mod store;
+
+#[path = "../migrations/mod.rs"]
+pub mod migrations;

@@ -1,0 +1,3 @@
+//! Tests of the modules against real files and processes.
+
+mod store_sled;
