@@ -10,7 +10,10 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod engine;
 pub mod machine;
+#[path = "../migrations/mod.rs"]
+pub mod migrations;
 pub mod store;
 pub mod supervisor;
 pub mod wire;

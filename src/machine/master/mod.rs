@@ -50,7 +50,6 @@ pub enum Key {
 
 /// A stored record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "made one at a time, on the way to the disk")]
 pub enum Record {
     /// Number of the last job ever accepted.
     Counter(u64),

@@ -154,7 +154,7 @@ fn packed(proposal: bool) -> Packed {
         content,
     };
     Packed {
-        proposal: proposal.then(|| Content::Stored(PayloadRef { hash: [3; 32], len: 7000 })),
+        proposal: proposal.then_some(Content::Stored(PayloadRef { hash: [3; 32], len: 7000 })),
         local: vec![local],
     }
 }
