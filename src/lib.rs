@@ -12,6 +12,7 @@
 pub mod config;
 pub mod engine;
 pub mod machine;
+pub mod master;
 #[path = "../migrations/mod.rs"]
 pub mod migrations;
 pub mod store;

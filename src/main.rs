@@ -1,2 +1,7 @@
-//! The binary.
-fn main() {}
+//! The binary: parses and runs.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fedbroker::cli::main()
+}

@@ -4,6 +4,7 @@
 //! minutes (GOAWAY `too_many_pings`). Our own servers ping instead, which every client answers.
 
 use super::fedbroker::v1::{HelloRequest, peer_client::PeerClient};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
@@ -69,6 +70,44 @@ pub async fn hello(channel: Channel, role: &str) -> Result<PeerKind, tonic::Stat
         }),
         Err(status) if status.code() == tonic::Code::Unimplemented => Ok(PeerKind::FedVision),
         Err(status) => Err(status),
+    }
+}
+
+/// What the peer behind a channel is, asked once and again when something went wrong. Cheap to clone.
+#[derive(Clone)]
+pub struct Probe {
+    channel: Channel,
+    role: &'static str,
+    known: Arc<Mutex<Option<PeerKind>>>,
+}
+
+impl Probe {
+    /// Nothing is asked yet.
+    pub fn new(channel: Channel, role: &'static str) -> Self {
+        Self {
+            channel,
+            role,
+            known: Arc::default(),
+        }
+    }
+
+    /// What the peer is.
+    ///
+    /// # Errors
+    /// It could not be asked; see [`hello`].
+    pub async fn kind(&self) -> Result<PeerKind, tonic::Status> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(kind) = known {
+            return Ok(kind);
+        }
+        let kind = hello(self.channel.clone(), self.role).await?;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind.clone());
+        Ok(kind)
+    }
+
+    /// A call failed: behind the address there may be another process now.
+    pub fn forget(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

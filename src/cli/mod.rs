@@ -1,0 +1,75 @@
+//! The command line: one subcommand for each role, and what a user needs around them.
+
+mod client;
+mod federation;
+mod installed;
+mod quickstart;
+mod serve;
+mod standalone;
+mod submit;
+
+use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
+use crate::job_types::exec::{SHIM_COMMAND, shim_main};
+use crate::telemetry;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Crash-safe party master for federated learning, and the durable job broker under it
+#[derive(Parser)]
+#[command(name = "fedbroker", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Stop when standard input ends: for programs that start roles and must not leave them behind
+    #[arg(long, global = true, hide = true)]
+    stop_on_stdin_end: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch a federated job of three parties survive a crash
+    Quickstart(quickstart::QuickstartOptions),
+    /// Run a whole federation on this machine, until Ctrl-C
+    Standalone(standalone::StandaloneOptions),
+    /// Submit a job to a master
+    Submit(submit::SubmitOptions),
+    /// Run the master of a party
+    Master(MasterOptions),
+    /// Run the coordinator of a federation
+    Coordinator(CoordinatorOptions),
+    /// Run the cluster manager of a party
+    ClusterManager(ClusterManagerOptions),
+    /// Run tasks for a cluster manager
+    ClusterWorker(WorkerOptions),
+    /// Supervise one task process; started by workers and masters
+    #[command(name = SHIM_COMMAND, hide = true)]
+    TaskShim {
+        /// For the shim
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+/// Parse the command line and do what it says.
+pub fn main() -> ExitCode {
+    let Cli { command, stop_on_stdin_end } = Cli::parse();
+    if let Command::TaskShim { args } = command {
+        return shim_main(args);
+    }
+    telemetry::start(std::env::var(telemetry::LOG_VARIABLE).ok().as_deref());
+    let result = match command {
+        Command::Quickstart(options) => quickstart::run(options),
+        Command::Standalone(options) => standalone::run(options),
+        Command::Submit(options) => submit::run(options),
+        Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),
+        Command::Coordinator(options) => serve::role(stop_on_stdin_end, |supervisor| crate::coordinator::serve(options, supervisor)),
+        Command::ClusterManager(options) => serve::role(stop_on_stdin_end, |supervisor| crate::cluster::serve(options, supervisor)),
+        Command::ClusterWorker(options) => serve::role(stop_on_stdin_end, |supervisor| crate::worker::serve(options, supervisor)),
+        Command::TaskShim { .. } => Ok(ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("fedbroker: {error:#}");
+        ExitCode::FAILURE
+    })
+}

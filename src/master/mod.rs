@@ -1,0 +1,250 @@
+//! The party master: REST in front, the coordinator on one side, the cluster on the other, one durable log in the middle.
+//!
+//! [`serve`] puts the parts together; [`rest`] is the door of users, [`subscriber`] the door of the federation, [`runner`] and [`submitter`]
+//! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
+
+pub mod rest;
+mod runner;
+mod settings;
+mod submitter;
+mod subscriber;
+mod watch;
+
+use crate::config::MasterOptions;
+use crate::engine::clock::{SystemClock, new_instance};
+use crate::engine::recover::RecoveryReport;
+use crate::engine::{Engine, Handle, Parts};
+use crate::job_types::exec::Shim;
+use crate::job_types::{Options as JobTypeOptions, Registry};
+use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
+use crate::machine::ids::PartyId;
+use crate::machine::master::{Effect, Master, Rules};
+use crate::store::Error as StoreError;
+use crate::store::directory::Directory;
+use crate::store::payload::{Payloads, Pinned};
+use crate::store::sled_store::SledStore;
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::connect::{MESSAGE_MAX, channel};
+use crate::wire::serve::bind;
+use anyhow::Context;
+use settings::Settings;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+/// The longest party id: a job id is made of it, a stamp and a number, and must stay below the limit of ids.
+const PARTY_MAX: usize = 128;
+/// The longest payload, bytes: a message of the wire and a little more.
+const PAYLOAD_MAX: u64 = MESSAGE_MAX as u64 + 1024 * 1024;
+
+/// What every part of the master shares. Cheap to clone.
+#[derive(Clone)]
+pub struct Shared {
+    /// This party.
+    pub party: PartyId,
+    /// The door to the machine.
+    pub handle: Handle<Master>,
+    /// Content too large for records.
+    pub payloads: Arc<Payloads>,
+    /// The job types of this party.
+    pub registry: Arc<Registry>,
+    /// Spawns.
+    pub supervisor: Supervisor,
+    /// Identity of the data directory, hexadecimal.
+    pub instance: String,
+    /// Directory for compiling.
+    pub work_dir: PathBuf,
+    /// What the start found.
+    pub recovery: Arc<RecoveryReport>,
+    /// How the subscription stands.
+    pub subscription: Subscription,
+}
+
+/// How the subscription at the coordinator stands, for readiness and status. Volatile; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Subscription(Arc<Mutex<SubscriptionState>>);
+
+/// See [`Subscription`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubscriptionState {
+    /// Offers reach this party, as far as it can know.
+    pub connected: bool,
+    /// Why not, or what the last trouble was.
+    pub trouble: Option<String>,
+}
+
+impl Subscription {
+    /// As it stands.
+    pub fn get(&self) -> SubscriptionState {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, connected: bool, trouble: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = SubscriptionState { connected, trouble };
+    }
+}
+
+impl Shared {
+    /// Make bytes fit for a record: small ones inline, large ones into a durable file that the pin keeps until the record refers to it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn keep(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
+        if bytes.len() <= INLINE_MAX {
+            return Ok((Content::Inline(bytes), None));
+        }
+        let payloads = self.payloads.clone();
+        let pinned = Supervisor::blocking(move || payloads.put(&bytes)).await??;
+        let payload: PayloadRef = *pinned;
+        Ok((Content::Stored(payload), Some(pinned)))
+    }
+
+    /// The bytes of a record's content.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
+        match content {
+            Content::Inline(bytes) => Ok(bytes.clone()),
+            Content::Stored(payload) => {
+                let (payloads, payload) = (self.payloads.clone(), *payload);
+                Ok(Supervisor::blocking(move || payloads.get(&payload)).await??)
+            }
+        }
+    }
+}
+
+/// Run a master until the supervisor stops.
+///
+/// # Errors
+/// The options, the port or the data directory are no good.
+pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Result<()> {
+    let settings = Settings::read(options.config.as_deref())?;
+    let party = PartyId::parse(options.party_id.clone()).context("--party-id")?;
+    anyhow::ensure!(party.as_str().len() <= PARTY_MAX, "--party-id: at most {PARTY_MAX} bytes");
+    let coordinator = channel(&options.coordinator_address).context("--coordinator-address")?;
+    let cluster = channel(&options.cluster_address).context("--cluster-address")?;
+    let registry = registry(&options)?;
+    let (listener, address) = bind(&options.rest_host, options.submitter_port).await.context("--submitter-port")?;
+
+    let rules = Rules {
+        party: party.clone(),
+        accept: settings.accept,
+        propose_again: settings.propose_again,
+        submit_tries: settings.submit_tries,
+    };
+    let dir = options.data_dir.clone();
+    let opened = Supervisor::blocking(move || open(&dir, rules)).await??;
+    tracing::info!(
+        party = %party,
+        found = opened.engine.report.summary(),
+        epoch = opened.engine.report.epoch,
+        next_seq = opened.engine.report.next_seq,
+        payloads = opened.engine.report.payloads,
+        took_ms = opened.engine.report.took.as_secs_f64() * 1e3,
+        "recovered"
+    );
+    let shared = Shared {
+        party,
+        handle: opened.engine.handle(),
+        payloads: opened.payloads,
+        registry: Arc::new(registry),
+        supervisor: supervisor.clone(),
+        instance: format!("{:032x}", u128::from_be_bytes(opened.directory.instance())),
+        work_dir: opened.directory.work_dir(),
+        recovery: Arc::new(opened.engine.report.clone()),
+        subscription: Subscription::default(),
+    };
+
+    let (effects, queue) = mpsc::unbounded_channel();
+    let executors = Executors {
+        runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings.preparing),
+        submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone()),
+        subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options)),
+    };
+    executors.start(queue);
+    opened
+        .engine
+        .start(&supervisor, Box::new(move |effect| drop(effects.send(effect))))?;
+
+    let stopped = supervisor.stopped();
+    supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared), stopped));
+    println!("master ready on {address}");
+    supervisor.stopped().await;
+    Ok(())
+}
+
+fn subscribed_types(options: &MasterOptions) -> Vec<String> {
+    options
+        .job_types
+        .iter()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn registry(options: &MasterOptions) -> anyhow::Result<Registry> {
+    if let Some(dir) = &options.programs_dir {
+        anyhow::ensure!(dir.is_dir(), "--programs-dir: {} is not a directory", dir.display());
+    }
+    let names = subscribed_types(options);
+    Ok(Registry::new(JobTypeOptions {
+        enabled: Some(names),
+        programs_dir: options.programs_dir.clone(),
+        data_dir: None,
+        shim: Shim::this_program()?,
+        who: format!("master {}", options.party_id),
+    })?)
+}
+
+struct Opened {
+    directory: Directory,
+    payloads: Arc<Payloads>,
+    engine: Engine<Master>,
+}
+
+fn open(dir: &std::path::Path, rules: Rules) -> Result<Opened, StoreError> {
+    let directory = Directory::open(dir, "master", new_instance())?;
+    let store = Arc::new(SledStore::open(&directory)?);
+    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), PAYLOAD_MAX)?);
+    let parts = Parts {
+        machine: Master::new(rules),
+        store,
+        payloads: payloads.clone(),
+        clock: Arc::new(SystemClock),
+    };
+    Ok(Opened {
+        directory,
+        payloads,
+        engine: Engine::recover(parts)?,
+    })
+}
+
+/// Those who carry out effects.
+struct Executors {
+    runner: runner::Runner,
+    submitter: submitter::Submitter,
+    subscriber: subscriber::Subscriber,
+}
+
+impl Executors {
+    /// Hand each effect to its executor as it comes.
+    fn start(self, mut queue: mpsc::UnboundedReceiver<Effect>) {
+        let supervisor = self.runner.supervisor();
+        self.subscriber.start();
+        supervisor.spawn("effects", Policy::Essential, async move {
+            while let Some(effect) = queue.recv().await {
+                match effect {
+                    Effect::Prepare { job, step } => self.runner.prepare(job, step),
+                    Effect::Propose { job, step, legacy_call } => self.runner.propose(job, step, legacy_call),
+                    Effect::Fetch { proposal } => self.subscriber.fetch(proposal),
+                    Effect::AcquireLease { .. }
+                    | Effect::ReleaseLease { .. }
+                    | Effect::Submit { .. }
+                    | Effect::Watch { .. }
+                    | Effect::Cancel { .. } => self.submitter.take(effect),
+                }
+            }
+        });
+    }
+}

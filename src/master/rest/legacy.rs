@@ -1,0 +1,138 @@
+//! `/submit` and `/query` as FedVision 0.1 has them; the content type of a request is not asked for.
+
+use super::{Door, python_json};
+use crate::engine::Refusal;
+use crate::machine::ids::TypeName;
+use crate::machine::master::records::JobState;
+use crate::machine::master::{Command, Reply};
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// A submission that cannot be taken, with the words for its user.
+struct Bad(StatusCode, String);
+
+impl IntoResponse for Bad {
+    fn into_response(self) -> Response {
+        reply(self.0, &json!({ "exception": self.1 }))
+    }
+}
+
+fn bad(why: impl Into<String>) -> Bad {
+    Bad(StatusCode::BAD_REQUEST, why.into())
+}
+
+fn unavailable(why: impl std::fmt::Display) -> Bad {
+    Bad(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+}
+
+fn reply(status: StatusCode, body: &Value) -> Response {
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    let mut response = (status, [(header::CONTENT_TYPE, json)], python_json::text(body)).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    response
+}
+
+/// `POST /submit`: `{"job_type", "job_config", "algorithm_config"}` to `{"job_id"}`, once the job is durable.
+pub(super) async fn submit(State(door): State<Door>, body: Result<Bytes, BytesRejection>) -> Response {
+    match accept(&door, body).await {
+        Ok(id) => reply(StatusCode::OK, &json!({ "job_id": id })),
+        Err(bad) => bad.into_response(),
+    }
+}
+
+async fn accept(door: &Door, body: Result<Bytes, BytesRejection>) -> Result<String, Bad> {
+    let mut fields = object(body)?;
+    let job_type = match fields.remove("job_type") {
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(bad("job_type: must be a string")),
+        None => return Err(bad("job_type: is required")),
+    };
+    let config = fields.remove("job_config").ok_or_else(|| bad("job_config: is required"))?;
+    let algorithm_config = match fields.remove("algorithm_config") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text),
+        Some(_) => return Err(bad("algorithm_config: must be a string, the text of the file")),
+    };
+    let plan = door
+        .shared
+        .registry
+        .plan(&job_type, &config)
+        .map_err(|error| bad(error.to_string()))?;
+    let job_type = TypeName::parse(job_type).map_err(|error| bad(format!("job_{error}")))?;
+    let disk = |error: anyhow::Error| unavailable(format!("the job cannot be stored: {error:#}"));
+    // The pins keep the files until the machine's record refers to them.
+    let (config, _config_pin) = door.shared.keep(config.to_string().into_bytes()).await.map_err(disk)?;
+    let (algorithm_config, _pin) = match algorithm_config {
+        None => (None, None),
+        Some(text) => {
+            let (content, pin) = door.shared.keep(text.into_bytes()).await.map_err(disk)?;
+            (Some(content), pin)
+        }
+    };
+    match door
+        .shared
+        .handle
+        .send(Command::Submit {
+            job_type,
+            config,
+            algorithm_config,
+            plan,
+        })
+        .await
+    {
+        Ok(Reply::Accepted(id)) => {
+            tracing::info!(job = %id, "accepted");
+            Ok(id.as_str().to_owned())
+        }
+        Ok(other) => Err(unavailable(format!("unexpected {other:?}"))),
+        Err(Refusal::Rejected(why)) => Err(bad(why.to_string())),
+        Err(refusal @ (Refusal::Unknown | Refusal::Stopped)) => Err(unavailable(refusal)),
+    }
+}
+
+/// `POST /query`: `{"job_id"}` to `{"job_id", "status"}`, from durable state.
+pub(super) async fn query(State(door): State<Door>, body: Result<Bytes, BytesRejection>) -> Response {
+    let mut fields = match object(body) {
+        Ok(fields) => fields,
+        Err(bad) => return bad.into_response(),
+    };
+    let id = match fields.remove("job_id") {
+        None | Some(Value::Null) => return bad("job_id: is required").into_response(),
+        Some(id @ (Value::Array(_) | Value::Object(_))) => return bad(format!("job_id: must be a string, not {id}")).into_response(),
+        Some(id) => id,
+    };
+    let job = match door.job(id.as_str().unwrap_or_default()).await {
+        Ok(job) => job,
+        Err(error) => return unavailable(error.0).into_response(),
+    };
+    match job {
+        Some(job) => reply(StatusCode::OK, &json!({ "job_id": id, "status": status_text(&job.state) })),
+        None => reply(StatusCode::NOT_FOUND, &json!({ "job_id": id, "status": "_JobStatus.NOTFOUND" })),
+    }
+}
+
+/// The words of FedVision 0.1; `SUCCESS` is in its enum, and was never reached.
+fn status_text(state: &JobState) -> &'static str {
+    match state {
+        JobState::Leasing | JobState::Preparing => "_JobStatus.WAITING",
+        JobState::Proposing { .. } => "_JobStatus.PROPOSAL",
+        JobState::Running => "_JobStatus.RUNNING",
+        JobState::Succeeded => "_JobStatus.SUCCESS",
+        JobState::Failed(_) => "_JobStatus.FAILED",
+    }
+}
+
+fn object(body: Result<Bytes, BytesRejection>) -> Result<serde_json::Map<String, Value>, Bad> {
+    let body = body.map_err(|rejection| Bad(rejection.status(), rejection.body_text()))?;
+    match serde_json::from_slice(&body) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(bad("the request body must be a JSON object")),
+        Err(error) => Err(bad(format!("the request body is not JSON: {error}"))),
+    }
+}

@@ -1,0 +1,69 @@
+//! The door of users: HTTP in, commands and durable reads out. Decides nothing.
+//!
+//! [`legacy`] is the service of FedVision 0.1 (`/submit`, `/query`), [`v1`] what it never had. Bad input is answered with 400 and its reason, never with
+//! a 500; a store that fails is a 503.
+
+mod legacy;
+mod python_json;
+mod v1;
+
+use super::Shared;
+use crate::machine::ids::JobId;
+use crate::machine::master::records::Job;
+use crate::machine::master::{Key, Record};
+use crate::supervisor::Supervisor;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use std::future::Future;
+use tokio::net::TcpListener;
+
+/// The largest request body, bytes: FedVision 0.1 takes one byte less than 1 MiB.
+const BODY_MAX: usize = 1024 * 1024 - 1;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Door {
+    shared: Shared,
+}
+
+impl Door {
+    /// A door to this master.
+    pub(super) fn new(shared: Shared) -> Self {
+        Self { shared }
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Record>, Unreadable> {
+        let reader = self.shared.handle.reader().clone();
+        match Supervisor::blocking(move || reader.get(&key)).await {
+            Ok(Ok(record)) => Ok(record),
+            Ok(Err(error)) => Err(Unreadable(error.to_string())),
+            Err(error) => Err(Unreadable(error.to_string())),
+        }
+    }
+
+    async fn job(&self, id: &str) -> Result<Option<Job>, Unreadable> {
+        let Ok(id) = JobId::parse(id) else { return Ok(None) };
+        Ok(match self.read(Key::Job(id)).await? {
+            Some(Record::Job(job)) => Some(job),
+            _ => None,
+        })
+    }
+}
+
+/// The store cannot be read now.
+struct Unreadable(String);
+
+/// Serve until the role stops.
+pub(super) async fn serve(listener: TcpListener, door: Door, stopped: impl Future<Output = ()> + Send + 'static) {
+    let router = Router::new()
+        .route("/submit", post(legacy::submit))
+        .route("/query", post(legacy::query))
+        .route("/api/v1/jobs/{id}", get(v1::job))
+        .route("/api/v1/status", get(v1::status))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(door);
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
+        tracing::error!(%error, "the REST service ended");
+    }
+}

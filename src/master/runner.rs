@@ -1,0 +1,258 @@
+//! Carries a job from its record to a verdict: compiles and packs it, then proposes it.
+
+use super::Shared;
+use super::settings::Preparing;
+use crate::job_types::PrepareInput;
+use crate::machine::ids::{JobId, TaskId, TypeName};
+use crate::machine::master::records::{Failure, Job, JobState};
+use crate::machine::master::{Command, Key, LocalTask, Packed, Record, Rejection, Verdict};
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
+use crate::wire::fedvision::framework::Task as WireTask;
+use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
+use crate::wire::fedvision::framework::coordinator::proposal;
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// How much longer than its window a Proposal call may take: the coordinator answers when the window closes, and a call given up early
+/// would leave the parties of a FedVision 0.1 coordinator waiting for ever.
+const WINDOW_SLACK: Duration = Duration::from_secs(60);
+
+/// Compiles, packs and proposes. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Runner {
+    shared: Shared,
+    coordinator: Channel,
+    preparing: Arc<Semaphore>,
+}
+
+impl Runner {
+    pub(super) fn new(shared: Shared, coordinator: Channel, preparing: &Preparing) -> Self {
+        Self {
+            shared,
+            coordinator,
+            preparing: Arc::new(Semaphore::new(preparing.at_once)),
+        }
+    }
+
+    pub(super) fn supervisor(&self) -> Supervisor {
+        self.shared.supervisor.clone()
+    }
+
+    /// Compile and pack a job.
+    pub(super) fn prepare(&self, id: JobId, step: u32) {
+        let runner = self.clone();
+        self.shared.supervisor.spawn("prepare", Policy::Ordinary, async move {
+            let Ok(_turn) = runner.preparing.clone().acquire_owned().await else {
+                return;
+            };
+            let Some(job) = runner.job(&id, step).await else { return };
+            // The pins keep the packed files until the machine's records refer to them.
+            let (result, _pins) = match runner.pack(&job).await {
+                Ok((packed, pins)) => (Ok(packed), pins),
+                Err(failure) => (Err(failure), Vec::new()),
+            };
+            runner.tell(Command::Prepared { job: id, step, result }).await;
+        });
+    }
+
+    async fn pack(&self, job: &Job) -> Result<(Packed, Vec<crate::store::payload::Pinned>), Failure> {
+        let config = self.shared.load(&job.config).await.map_err(io_failure)?;
+        let config = serde_json::from_slice(&config).map_err(|error| Failure::because(format!("the stored job_config: {error}")))?;
+        let algorithm_config = match &job.algorithm_config {
+            Some(content) => Some(String::from_utf8_lossy(&self.shared.load(content).await.map_err(io_failure)?).into_owned()),
+            None => None,
+        };
+        let input = PrepareInput {
+            job_id: job.id.as_str().to_owned(),
+            config,
+            algorithm_config,
+            endpoints: job.lease.as_ref().map(|lease| lease.endpoints()).unwrap_or_default(),
+            work_dir: self.shared.work_dir.join("compile").join(job.number.to_string()),
+            attempt: job.step,
+        };
+        let prepared = self.shared.registry.prepare(job.job_type.as_str(), input).await;
+        let prepared = prepared.map_err(|e| Failure {
+            reason: e.reason,
+            exit_code: e.exit_code,
+            stderr_tail: e.stderr_tail,
+        })?;
+        let mut pins = Vec::new();
+        let mut local = Vec::new();
+        for mut task in prepared.local_tasks {
+            task.assignee = job.lease.as_ref().map(|lease| lease.worker.as_str().to_owned()).unwrap_or_default();
+            let id = TaskId::parse(task.task_id.clone()).map_err(|error| Failure::because(error.to_string()))?;
+            let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| Failure::because(error.to_string()))?;
+            let (content, pin) = self.shared.keep(task.encode_to_vec()).await.map_err(io_failure)?;
+            pins.extend(pin);
+            local.push(LocalTask {
+                task: id,
+                task_type,
+                content,
+            });
+        }
+        let proposal = match job.plan.workers {
+            0 => None,
+            _ => {
+                let (content, pin) = self
+                    .shared
+                    .keep(request(job, prepared.proposal_tasks).encode_to_vec())
+                    .await
+                    .map_err(io_failure)?;
+                pins.extend(pin);
+                Some(content)
+            }
+        };
+        Ok((Packed { proposal, local }, pins))
+    }
+
+    /// Propose a job and bring back the verdict.
+    pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool) {
+        let runner = self.clone();
+        self.shared.supervisor.spawn("propose", Policy::Ordinary, async move {
+            let verdict = if legacy_call {
+                Some(Verdict::Unknown)
+            } else {
+                runner.verdict(&id, step).await
+            };
+            if let Some(verdict) = verdict {
+                runner.tell(Command::Verdict { job: id, step, verdict }).await;
+            }
+        });
+    }
+
+    /// `None` when the job has moved on meanwhile.
+    async fn verdict(&self, id: &JobId, step: u32) -> Option<Verdict> {
+        let job = self.job(id, step).await?;
+        let request = match self.stored_request(&job).await {
+            Ok(request) => request,
+            Err(error) => return Some(Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))),
+        };
+        let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + WINDOW_SLACK;
+        let mut backoff = Backoff::new();
+        loop {
+            let kind = match hello(self.coordinator.clone(), "master").await {
+                Ok(kind) => kind,
+                Err(status) => {
+                    self.note(id, format!("the coordinator cannot be reached: {}", status.message()))
+                        .await;
+                    backoff.wait().await;
+                    continue;
+                }
+            };
+            let legacy = kind == PeerKind::FedVision;
+            if legacy {
+                // From here on the outcome is unknown until the call is answered; a crash must find that written.
+                match self.shared.handle.send(Command::LegacyProposal { job: id.clone(), step }).await {
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+            match tokio::time::timeout(limit, self.call(request.clone())).await {
+                Ok(Ok(verdict)) => return Some(verdict),
+                Ok(Err(status)) if is_answer(&status, legacy) => {
+                    return Some(Verdict::Refused(format!(
+                        "the coordinator refused the proposal: {}",
+                        status.message()
+                    )));
+                }
+                _ if legacy => return Some(Verdict::Unknown),
+                Ok(Err(status)) => {
+                    self.note(id, format!("the coordinator cannot be reached: {}", status.message()))
+                        .await
+                }
+                Err(_) => self.note(id, "the coordinator does not answer".to_owned()).await,
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn call(&self, request: proposal::Req) -> Result<Verdict, Status> {
+        let mut client = CoordinatorClient::new(self.coordinator.clone())
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let workers = request.minimum_acceptance;
+        let reply = client.proposal(request).await?;
+        let why = reply
+            .metadata()
+            .get("fedbroker-reason")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let text = match reply.into_inner().status() {
+            proposal::Status::Success => return Ok(Verdict::Accepted),
+            proposal::Status::NotEnoughResponders => format!("fewer than {workers} parties answered the proposal"),
+            proposal::Status::NotEnoughSubscribers => format!("fewer than {workers} parties take part in this job type"),
+            proposal::Status::Reject => "the coordinator rejected the proposal: no party ever took part in this job type".to_owned(),
+            proposal::Status::Unknown => "the coordinator answered with an unknown status".to_owned(),
+        };
+        Ok(Verdict::Refused(why.unwrap_or(text)))
+    }
+
+    async fn stored_request(&self, job: &Job) -> anyhow::Result<proposal::Req> {
+        let content = job.proposal.as_ref().ok_or_else(|| anyhow::anyhow!("it is gone"))?;
+        Ok(proposal::Req::decode(self.shared.load(content).await?.as_slice())?)
+    }
+
+    /// The durable record, if it still waits for this step.
+    async fn job(&self, id: &JobId, step: u32) -> Option<Job> {
+        let (reader, key) = (self.shared.handle.reader().clone(), Key::Job(id.clone()));
+        match Supervisor::blocking(move || reader.get(&key)).await {
+            Ok(Ok(Some(Record::Job(job)))) if job.step == step && !job.state.is_final() && job.state != JobState::Running => Some(job),
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => {
+                tracing::error!(job = %id, %error, "the record of a job cannot be read");
+                None
+            }
+            Err(error) => {
+                tracing::error!(job = %id, %error, "the record of a job cannot be read");
+                None
+            }
+        }
+    }
+
+    async fn note(&self, id: &JobId, note: String) {
+        tracing::debug!(job = %id, note, "waiting");
+        self.tell(Command::Note { job: id.clone(), note }).await;
+    }
+
+    async fn tell(&self, command: Command) {
+        let job = command.job().cloned();
+        if let Err(crate::engine::Refusal::Rejected(Rejection::Late(what))) = self.shared.handle.send(command).await {
+            tracing::debug!(?job, what, "a late outcome");
+        }
+    }
+}
+
+/// True when the coordinator itself refused the call, so that asking again would bring the same. A FedVision 0.1 coordinator answers UNKNOWN when
+/// its handler failed.
+fn is_answer(status: &Status, legacy: bool) -> bool {
+    let refused = matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::ResourceExhausted
+            | Code::Unimplemented
+    );
+    refused || (legacy && status.code() == Code::Unknown && status.message().starts_with("Unexpected"))
+}
+
+fn io_failure(error: anyhow::Error) -> Failure {
+    Failure::because(format!("{error:#}"))
+}
+
+fn request(job: &Job, tasks: Vec<WireTask>) -> proposal::Req {
+    proposal::Req {
+        job_id: job.id.as_str().to_owned(),
+        job_type: job.job_type.as_str().to_owned(),
+        tasks,
+        proposal_wait_time: job.plan.wait_s,
+        minimum_acceptance: job.plan.workers,
+        maximum_acceptance: job.plan.workers,
+    }
+}

@@ -1,0 +1,69 @@
+//! The file behind `--config`: the rules an operator sets for this party.
+
+use crate::machine::master::rule::ProposalAcceptRule;
+use anyhow::Context;
+use serde::Deserialize;
+use std::path::Path;
+
+/// The whole file, TOML; every key is optional.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Settings {
+    /// Which proposals this party joins.
+    pub accept: ProposalAcceptRule,
+    /// Propose again when a FedVision 0.1 coordinator may or may not have seen the proposal; the default is to fail the job.
+    pub propose_again: bool,
+    /// How often a task is submitted that the cluster manager refuses, with growing pauses of up to 5 s.
+    pub submit_tries: u32,
+    /// Limits on compiling.
+    pub preparing: Preparing,
+}
+
+/// Limits on compiling.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Preparing {
+    /// Jobs compiled at once: a compile step takes a core.
+    pub at_once: usize,
+}
+
+impl Default for Preparing {
+    fn default() -> Self {
+        Self { at_once: 4 }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            accept: ProposalAcceptRule::default(),
+            propose_again: false,
+            submit_tries: 10,
+            preparing: Preparing::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Read the file, or take the defaults when there is none.
+    pub(super) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).with_context(|| format!("--config: cannot read {}", path.display()))?;
+        let settings: Self = toml::from_str(&text).with_context(|| format!("--config: {} is not right", path.display()))?;
+        anyhow::ensure!(settings.submit_tries > 0, "--config: submit_tries must be at least 1");
+        anyhow::ensure!(settings.preparing.at_once > 0, "--config: preparing.at_once must be at least 1");
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_and_all_keys_are_optional() {
+        assert!(toml::from_str::<Settings>("nonsense = 1").is_err());
+        let settings: Settings = toml::from_str("[accept]\njob_types = [\"program\"]\nat_once = 3\n").unwrap();
+        assert_eq!((settings.accept.at_once, settings.submit_tries), (Some(3), 10));
+    }
+}
