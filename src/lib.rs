@@ -10,7 +10,13 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+/// Only the clock for now; `pub mod engine;` once the store behind the loop is in.
+pub mod engine {
+    pub mod clock;
+}
+pub mod job_types;
 pub mod machine;
 pub mod store;
 pub mod supervisor;
 pub mod wire;
+pub mod worker;
