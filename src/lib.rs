@@ -9,12 +9,18 @@
 //! - layer 4 `cli`
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod cluster;
 pub mod config;
+pub mod coordinator;
 pub mod engine;
+pub mod job_types;
 pub mod machine;
 pub mod master;
 #[path = "../migrations/mod.rs"]
 pub mod migrations;
 pub mod store;
 pub mod supervisor;
+pub mod telemetry;
 pub mod wire;
+pub mod worker;

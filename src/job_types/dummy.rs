@@ -1,0 +1,92 @@
+//! The `dummy` job type: tasks that only wait, inside the process that runs them. For trying out a federation and for measuring it.
+//!
+//! `job_config`: `worker_num` (0 to 1024; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
+//! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false).
+
+use super::schema::{integer, small};
+use super::{BadJob, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, pack, task, unpack};
+use crate::machine::outcome::{End, Outcome};
+use crate::machine::plan::Plan;
+use crate::wire::fedbroker::v1::DummyTask;
+use crate::wire::fedvision::framework::Task;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+pub(super) const TASK_TYPES: [&str; 2] = ["dummy_trainer", "dummy_aggregator"];
+const TYPE_URL: &str = "type.googleapis.com/fedbroker.v1.DummyTask";
+/// The longest a dummy task waits: an hour. A task that comes over the wire is held to it as well.
+const SLEEP_MAX_MS: u64 = 3_600_000;
+
+pub(super) type Staged = DummyTask;
+
+pub(super) fn schema() -> Value {
+    json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {
+            "worker_num": {"type": "integer", "minimum": 0, "maximum": WORKERS_MAX},
+            "proposal_wait_time": {"type": "integer", "minimum": 1, "maximum": WAIT_MAX_S},
+            "sleep_ms": {"type": "integer", "minimum": 0, "maximum": SLEEP_MAX_MS},
+            "fail": {"type": "boolean"}
+        },
+        "required": ["worker_num"],
+        "additionalProperties": false,
+        "if": {"properties": {"worker_num": {"const": 0}}, "required": ["worker_num"]},
+        "else": {"required": ["proposal_wait_time"]}
+    })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape all types have")]
+pub(super) fn plan(config: &Value) -> Result<Plan, BadJob> {
+    let workers = small(config, "worker_num", 0);
+    Ok(Plan {
+        endpoints: 0,
+        workers,
+        wait_s: if workers == 0 { 0 } else { small(config, "proposal_wait_time", 1) },
+    })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape all types have")]
+pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, PrepareError> {
+    let payload = pack(
+        &DummyTask {
+            sleep_ms: integer(&input.config, "sleep_ms", 0),
+            fail: input.config["fail"].as_bool().unwrap_or(false),
+        },
+        TYPE_URL,
+    );
+    let [trainer, aggregator] = TASK_TYPES;
+    let trainers = (0..plan.workers).map(|i| task(&input.job_id, format!("trainer_{i}"), trainer, payload.clone()));
+    Ok(Prepared {
+        proposal_tasks: trainers.collect(),
+        local_tasks: vec![task(&input.job_id, "aggregator".to_owned(), aggregator, payload.clone())],
+    })
+}
+
+pub(super) fn stage(task: Task) -> Result<Staged, String> {
+    let dummy: DummyTask = unpack(task.task, TYPE_URL)?;
+    if dummy.sleep_ms > SLEEP_MAX_MS {
+        return Err(format!(
+            "sleep_ms: {} is greater than the maximum of {SLEEP_MAX_MS}",
+            dummy.sleep_ms
+        ));
+    }
+    Ok(dummy)
+}
+
+pub(super) async fn run(dummy: Staged, cancel: CancellationToken) -> Outcome {
+    if cancel.is_cancelled() {
+        return Outcome::without_process(End::Cancelled, "cancelled");
+    }
+    if dummy.sleep_ms > 0 {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(dummy.sleep_ms)) => {}
+            () = cancel.cancelled() => return Outcome::without_process(End::Cancelled, "cancelled"),
+        }
+    }
+    if dummy.fail {
+        return Outcome::without_process(End::Failed, "asked to fail");
+    }
+    Outcome::without_process(End::Succeeded, "")
+}

@@ -1,0 +1,224 @@
+//! The cluster worker: runs tasks for one cluster manager, ours or FedVision 0.1's.
+//!
+//! Called by `cli`. It keeps nothing durable: what it knows it tells the manager again at each attach, and a new process is a new
+//! instance. Tasks go on while the manager is away; when this process ends, in whatever way, its tasks end with all their processes.
+
+mod attach;
+mod directory;
+mod enroll;
+mod table;
+mod tasks;
+
+use crate::config::WorkerOptions;
+use crate::engine::clock::new_instance;
+use crate::job_types::exec::Shim;
+use crate::job_types::{Options, Registry};
+use crate::machine::ids::WorkerId;
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::connect::{Backoff, PeerKind, channel, hello};
+use anyhow::{Context, bail, ensure};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tasks::Tasks;
+
+const ROLE: &str = "cluster-worker";
+
+/// One worker process, as its connections see it.
+struct Worker {
+    options: WorkerOptions,
+    /// Random per process.
+    instance: String,
+    tasks: Arc<Tasks>,
+    announced: AtomicBool,
+}
+
+/// How a connection ended.
+struct Ending {
+    attached: bool,
+    reason: String,
+}
+
+impl Ending {
+    fn not_attached(reason: impl Into<String>) -> Self {
+        Self {
+            attached: false,
+            reason: reason.into(),
+        }
+    }
+
+    fn lost(reason: String) -> Self {
+        Self { attached: true, reason }
+    }
+}
+
+impl Worker {
+    /// The manager has taken this worker.
+    fn attached(&self) {
+        tracing::info!(worker = self.options.name, manager = self.options.manager_address, "attached");
+        if !self.announced.swap(true, Ordering::Relaxed) {
+            let mut out = std::io::stdout().lock();
+            let line = writeln!(out, "{ROLE} ready on {}", self.options.manager_address);
+            // Nobody may be reading any more; the log has it as well.
+            let _ = line.and_then(|()| out.flush());
+        }
+    }
+}
+
+/// Check the options and start the worker under the supervisor; its end is `supervisor.run()`.
+///
+/// # Errors
+/// An option is wrong; the text names the flag and the mend.
+pub async fn serve(options: WorkerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
+    let shim = Shim::this_program().context("cannot find this program, which supervises the tasks")?;
+    serve_with(options, supervisor, shim).await
+}
+
+/// As [`serve`], with the binary that supervises tasks.
+///
+/// # Errors
+/// As [`serve`].
+#[expect(clippy::unused_async, reason = "must be called inside a runtime, like every role")]
+pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Shim) -> anyhow::Result<()> {
+    let (options, name) = check(options)?;
+    let registry = Registry::new(Options {
+        enabled: None,
+        programs_dir: options.programs_dir.clone(),
+        data_dir: options.data_base_dir.clone(),
+        shim,
+        who: format!("worker {name}"),
+    })?;
+    let max = usize::try_from(options.max_tasks)?;
+    let tasks = Tasks::new(name, max, options.work_dir.clone(), registry, supervisor.clone());
+    let instance = new_instance().iter().map(|byte| format!("{byte:02x}")).collect();
+    let worker = Worker {
+        options,
+        instance,
+        tasks,
+        announced: AtomicBool::new(false),
+    };
+    supervisor.spawn("connection to the manager", Policy::Essential, connect(worker));
+    Ok(())
+}
+
+/// Keep a connection to the manager, for ever.
+async fn connect(worker: Worker) {
+    let mut backoff = Backoff::new();
+    let address = &worker.options.manager_address;
+    loop {
+        let ending = match channel(address) {
+            Ok(channel) => match hello(channel.clone(), ROLE).await {
+                Ok(PeerKind::Fedbroker { .. }) => attach::session(&worker, channel).await,
+                Ok(PeerKind::FedVision) => enroll::session(&worker, channel).await,
+                Err(status) => Ending::not_attached(status.message()),
+            },
+            // The options were checked, so this cannot be.
+            Err(error) => Ending::not_attached(error.to_string()),
+        };
+        if ending.attached {
+            backoff.reset();
+            tracing::warn!(
+                manager = address,
+                reason = ending.reason,
+                "connection to the cluster manager lost, tasks go on"
+            );
+        } else {
+            tracing::warn!(manager = address, reason = ending.reason, "cluster manager not ready, trying again");
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Check the options; directories come back absolute, since tasks have directories of their own.
+fn check(mut options: WorkerOptions) -> anyhow::Result<(WorkerOptions, WorkerId)> {
+    let name = WorkerId::parse(options.name.as_str()).map_err(|bad| anyhow::anyhow!("--name: {}; give a short name", bad.why))?;
+    let ip = &options.worker_ip;
+    ensure!(
+        !ip.is_empty() && !ip.contains(|c: char| c.is_whitespace() || c.is_control()),
+        "--worker-ip: {ip:?} is not an address; give the one under which other parties reach this machine"
+    );
+    ensure!(
+        (1..=i32::MAX as u32).contains(&options.max_tasks),
+        "--max-tasks: {} tasks can run nothing; give 1 or more",
+        options.max_tasks
+    );
+    ensure!(
+        options.port_start > 0 && options.port_start < options.port_end,
+        "--port-start {} --port-end {}: no ports to lend; the start must be at least 1 and below the end, which is exclusive",
+        options.port_start,
+        options.port_end
+    );
+    channel(&options.manager_address).context("--manager-address")?;
+    options.data_base_dir = options.data_base_dir.map(|dir| existing("--data-base-dir", &dir)).transpose()?;
+    options.programs_dir = options.programs_dir.map(|dir| existing("--programs-dir", &dir)).transpose()?;
+    options.work_dir = writable(&options.work_dir)?;
+    Ok((options, name))
+}
+
+fn existing(flag: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+    let found = dir
+        .canonicalize()
+        .with_context(|| format!("{flag}: {} cannot be found; create it or give another", dir.display()))?;
+    if !found.is_dir() {
+        bail!("{flag}: {} is not a directory; give one", dir.display());
+    }
+    Ok(found)
+}
+
+fn writable(dir: &Path) -> anyhow::Result<PathBuf> {
+    let mend = || {
+        format!(
+            "--work-dir: {} cannot be written; give a directory that this user can write",
+            dir.display()
+        )
+    };
+    std::fs::create_dir_all(dir).with_context(mend)?;
+    tempfile::tempfile_in(dir).with_context(mend)?;
+    dir.canonicalize().with_context(mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(dir: &Path) -> WorkerOptions {
+        WorkerOptions {
+            name: "w1".into(),
+            worker_ip: "127.0.0.1".into(),
+            max_tasks: 2,
+            port_start: 12000,
+            port_end: 12010,
+            manager_address: "127.0.0.1:1".into(),
+            data_base_dir: None,
+            programs_dir: None,
+            work_dir: dir.join("work"),
+        }
+    }
+
+    type Spoil = fn(&mut WorkerOptions, PathBuf);
+
+    #[tokio::test]
+    async fn wrong_options_are_named_with_their_mend() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check(options(dir.path())).unwrap().0.work_dir.is_absolute());
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let cases: [(&str, Spoil); 8] = [
+            ("--name: must not be empty", |o, _| o.name.clear()),
+            ("--worker-ip", |o, _| o.worker_ip = "a b".into()),
+            ("--max-tasks", |o, _| o.max_tasks = 0),
+            ("--port-start 12010 --port-end 12010: no ports", |o, _| o.port_start = 12010),
+            ("--manager-address: \"x\" is not an address", |o, _| o.manager_address = "x".into()),
+            ("--data-base-dir", |o, file| o.data_base_dir = Some(file.with_file_name("none"))),
+            ("--programs-dir", |o, file| o.programs_dir = Some(file)),
+            ("--work-dir", |o, file| o.work_dir = file.join("x")),
+        ];
+        for (part, spoil) in cases {
+            let mut options = options(dir.path());
+            spoil(&mut options, file.clone());
+            let error = format!("{:#}", check(options).unwrap_err());
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

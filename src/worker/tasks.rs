@@ -1,0 +1,199 @@
+//! The tasks of this worker process, shared by the connection to the manager and the tasks themselves.
+//!
+//! The connection puts in what the manager says ([`Tasks::run`], [`Tasks::kill`], [`Tasks::acknowledged`]) and takes out reports;
+//! tasks outlive connections. Nothing here knows a protocol.
+
+use super::directory;
+use super::table::{Admission, Attempt, Table};
+use crate::engine::clock::{Clock, SystemClock};
+use crate::job_types::{Registry, TaskRunner};
+use crate::machine::ids::{TaskKey, WorkerId};
+use crate::machine::outcome::{End, Outcome};
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::fedvision::framework::Task;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Shared by reference; see the module.
+pub(super) struct Tasks {
+    worker: WorkerId,
+    work_dir: PathBuf,
+    registry: Registry,
+    supervisor: Supervisor,
+    table: Mutex<Table>,
+    /// Woken when there is a report to send.
+    pub(super) reports: Notify,
+}
+
+impl Tasks {
+    pub(super) fn new(worker: WorkerId, max: usize, work_dir: PathBuf, registry: Registry, supervisor: Supervisor) -> Arc<Self> {
+        Arc::new(Self {
+            worker,
+            work_dir,
+            registry,
+            supervisor,
+            table: Mutex::new(Table::new(max)),
+            reports: Notify::new(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Run a task, unless this attempt is known already. A task without an attempt number gets the next one.
+    pub(super) fn run(self: &Arc<Self>, task: Task, number: Option<u32>) {
+        let key = match TaskKey::parse(task.job_id.as_str(), task.task_id.as_str()) {
+            Ok(key) => key,
+            // It cannot be named, so it cannot be reported either; our manager refuses such ids at its door.
+            Err(error) => return tracing::warn!(%error, "task refused"),
+        };
+        let mut table = self.table();
+        let Some(number) = number.or_else(|| table.next_number(&key)) else {
+            return tracing::info!(task = %key, "task is running already, the repetition is dropped");
+        };
+        let attempt = Attempt { key, number };
+        let admission = table.admit(&attempt);
+        drop(table);
+        match admission {
+            Admission::New { go, stop } => {
+                let tasks = self.clone();
+                self.supervisor.spawn(
+                    "task",
+                    Policy::Ordinary,
+                    async move { tasks.perform(attempt, task, go, stop).await },
+                );
+            }
+            Admission::Ended => self.reports.notify_one(),
+            Admission::Here | Admission::Done => tracing::debug!(task = %attempt.key, attempt = number, "task is known already"),
+        }
+    }
+
+    /// One attempt from its message to its outcome. The slot comes back however it ends.
+    async fn perform(self: Arc<Self>, attempt: Attempt, task: Task, go: oneshot::Receiver<()>, stop: CancellationToken) {
+        let guard = EndGuard {
+            tasks: &self,
+            attempt: &attempt,
+        };
+        let mut outcome = self.outcome(&attempt, task, go, stop).await;
+        outcome.worker = Some(self.worker.clone());
+        if outcome.end == End::Succeeded {
+            tracing::debug!(task = %attempt.key, attempt = attempt.number, "task succeeded");
+        } else {
+            tracing::info!(task = %attempt.key, attempt = attempt.number, end = ?outcome.end, reason = outcome.reason, "task ended");
+        }
+        self.ended(&attempt, outcome);
+        drop(guard);
+    }
+
+    async fn outcome(&self, attempt: &Attempt, task: Task, go: oneshot::Receiver<()>, stop: CancellationToken) -> Outcome {
+        let Some(runner) = self.registry.runner(&task.task_type) else {
+            return Registry::unknown_task_type(&task.task_type);
+        };
+        if !runner.uses_directory() {
+            return match runner.stage(task, attempt.number, PathBuf::new()).await {
+                Ok(staged) => {
+                    if let Some(cancelled) = turn(go, &stop).await {
+                        cancelled
+                    } else {
+                        staged.run(stop).await
+                    }
+                }
+                Err(outcome) => outcome,
+            };
+        }
+        self.outcome_in_directory(&runner, attempt, task, go, stop).await
+    }
+
+    async fn outcome_in_directory(
+        &self,
+        runner: &TaskRunner,
+        attempt: &Attempt,
+        task: Task,
+        go: oneshot::Receiver<()>,
+        stop: CancellationToken,
+    ) -> Outcome {
+        let dir = directory::of_attempt(&self.work_dir, attempt);
+        let task_type = task.task_type.clone();
+        // Before its turn: the message, which can be large, leaves memory for the disk.
+        let staged = match runner.stage(task, attempt.number, dir.clone()).await {
+            Ok(staged) => staged,
+            Err(outcome) => return outcome,
+        };
+        if let Some(cancelled) = turn(go, &stop).await {
+            return cancelled;
+        }
+        let started = SystemClock.now();
+        directory::write_record(&dir, attempt, &task_type, started, None).await;
+        let outcome = staged.run(stop).await;
+        directory::write_record(&dir, attempt, &task_type, started, Some((SystemClock.now(), &outcome))).await;
+        outcome
+    }
+
+    fn ended(&self, attempt: &Attempt, outcome: Outcome) {
+        self.table().ended(attempt, outcome);
+        self.reports.notify_one();
+    }
+
+    /// The manager wants an attempt ended.
+    pub(super) fn kill(&self, attempt: &Attempt, reason: String) {
+        tracing::info!(task = %attempt.key, attempt = attempt.number, reason, "task is to be ended");
+        let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
+        self.table().kill(attempt, reason);
+        self.reports.notify_one();
+    }
+
+    /// The manager need not be told of an attempt again.
+    pub(super) fn acknowledged(&self, attempt: &Attempt) {
+        self.table().acknowledged(attempt);
+    }
+
+    /// The next outcome to send.
+    pub(super) fn next_report(&self) -> Option<(Attempt, Outcome)> {
+        self.table().next_report()
+    }
+
+    /// True when there is one.
+    pub(super) fn has_reports(&self) -> bool {
+        self.table().has_reports()
+    }
+
+    /// Send again what is not acknowledged.
+    pub(super) fn repeat_reports(&self) {
+        self.table().repeat_reports();
+        self.reports.notify_one();
+    }
+
+    /// All attempts that are not acknowledged.
+    pub(super) fn known(&self) -> Vec<Attempt> {
+        self.table().known()
+    }
+}
+
+/// Wait for a slot; the outcome when the task is to end before it has one.
+async fn turn(go: oneshot::Receiver<()>, stop: &CancellationToken) -> Option<Outcome> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Some(Outcome::without_process(End::Cancelled, "cancelled")),
+        _ = go => None,
+    }
+}
+
+/// Ends the attempt if its task panics; does nothing once it has ended.
+struct EndGuard<'a> {
+    tasks: &'a Tasks,
+    attempt: &'a Attempt,
+}
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tasks.ended(
+                self.attempt,
+                Outcome::without_process(End::Failed, "the worker panicked while it ran the task"),
+            );
+        }
+    }
+}
