@@ -46,7 +46,9 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
         counts.push(decode(key, value)?);
         Ok(true)
     })?;
-    parts.payloads.seed(counts.iter().copied())?;
+    // One entry for each record that holds it, as the payload store counts.
+    let references = counts.iter().flat_map(|(payload, count)| std::iter::repeat_n(*payload, *count as usize));
+    parts.payloads.seed(references)?;
     let head = parts.store.head();
     Ok(RecoveryReport {
         records: machine.census(),
