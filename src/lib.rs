@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod coordinator;
+pub mod engine;
 pub mod machine;
 pub mod store;
 pub mod supervisor;
