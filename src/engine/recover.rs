@@ -25,8 +25,17 @@ pub struct RecoveryReport {
 impl RecoveryReport {
     /// One line for the log, e.g. `job running 1, task submitted 2`.
     pub fn summary(&self) -> String {
-        let found: Vec<String> = self.records.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}")).collect();
-        if found.is_empty() { "nothing in flight".to_owned() } else { found.join(", ") }
+        let found: Vec<String> = self
+            .records
+            .iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(what, n)| format!("{what} {n}"))
+            .collect();
+        if found.is_empty() {
+            "nothing in flight".to_owned()
+        } else {
+            found.join(", ")
+        }
     }
 }
 
@@ -37,7 +46,12 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
         let record = decode(key, value)?;
         match M::key_from_bytes(&key[1..]) {
             Some(key) => machine.restore(&key, record),
-            None => return Err(Error::Damaged { file: "store".into(), what: format!("unknown record {}", key.escape_ascii()) }),
+            None => {
+                return Err(Error::Damaged {
+                    file: "store".into(),
+                    what: format!("unknown record {}", key.escape_ascii()),
+                });
+            }
         }
         Ok(true)
     })?;
@@ -47,7 +61,9 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
         Ok(true)
     })?;
     // One entry for each record that holds it, as the payload store counts.
-    let references = counts.iter().flat_map(|(payload, count)| std::iter::repeat_n(*payload, *count as usize));
+    let references = counts
+        .iter()
+        .flat_map(|(payload, count)| std::iter::repeat_n(*payload, *count as usize));
     parts.payloads.seed(references)?;
     let head = parts.store.head();
     Ok(RecoveryReport {
