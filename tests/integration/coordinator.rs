@@ -30,6 +30,8 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 struct Server {
     runtime: Option<Runtime>,
     channel: Channel,
+    supervisor: Supervisor,
+    serving: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Server {
@@ -57,23 +59,26 @@ impl Server {
             party_lease: 60,
         };
         let (bound, address) = oneshot::channel();
-        let serving = runtime.spawn(async move {
-            let coordinator = fedbroker::coordinator::bind(options).await?;
-            bound.send(coordinator.address()).unwrap();
-            coordinator.serve(Supervisor::new()).await
+        let supervisor = Supervisor::new();
+        let mut serving = runtime.spawn({
+            let supervisor = supervisor.clone();
+            async move {
+                let coordinator = fedbroker::coordinator::bind(options).await?;
+                bound.send(coordinator.address()).unwrap();
+                coordinator.serve(supervisor).await
+            }
         });
         let address = within(address).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        let server = Self {
-            runtime: Some(runtime),
-            channel,
-        };
         tokio::select! {
-            answer = within(hello(server.channel.clone(), "master")) => {
+            answer = within(hello(channel.clone(), "master")) => {
                 assert!(matches!(answer, Ok(PeerKind::Fedbroker { .. })), "{answer:?}");
-                Ok(server)
+                Ok(Self { runtime: Some(runtime), channel, supervisor, serving })
             }
-            ended = serving => Err(format!("{:#}", ended.unwrap().unwrap_err())),
+            ended = &mut serving => {
+                runtime.shutdown_background();
+                Err(format!("{:#}", ended.unwrap().unwrap_err()))
+            }
         }
     }
 
@@ -537,4 +542,28 @@ async fn crash_in_the_window_loses_neither_acceptances_nor_the_verdict_unlike_0_
     let verdict = proposing(&client, request("k", 1, 0, 1));
     assert_eq!(offered(&mut a).await, "k-coo_2");
     verdict.await;
+}
+
+#[tokio::test]
+async fn stop_ends_streams_and_waiting_calls_and_the_next_start_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path()).await;
+    let client = server.client();
+    let mut a = subscribe(&client, "a").await;
+    let waiting = background({
+        let client = client.clone();
+        async move { propose(&client, request("j", 1, 0, 1)).await }
+    });
+    offered(&mut a).await;
+    server.supervisor.stop();
+    let refused = within(waiting).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    while within(a.message()).await.is_ok_and(|message| message.is_some()) {}
+    within(&mut server.serving).await.unwrap().unwrap();
+    server.crash();
+    let server = Server::start(dir.path()).await;
+    assert_eq!(
+        propose(&server.client(), request("j", 1, 0, 1)).await.unwrap().0,
+        proposal::Status::Success
+    );
 }

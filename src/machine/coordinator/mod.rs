@@ -35,9 +35,9 @@ pub const TYPES_BYTES_MAX: usize = 512;
 pub const INSTANCE_MAX: usize = 64;
 /// The most enrolled parties: each may be offered every proposal in one command, and lives in memory.
 pub const PARTIES_MAX: usize = 4096;
-/// The most tasks of one proposal. All of them come in one command and so must fit one commit of the store: a task costs at most
-/// 11 KiB of a batch (event, record and payload count, with the longest ids), 256 of them half a batch. The parties chosen at the close
-/// are at most as many and cheaper.
+/// The most tasks of one proposal. All of them come in one command and so must fit one commit of the store, on top of a batch that is full
+/// already: with the longest ids a task costs up to 12 KiB of the 6 MiB (`tests/integration/coordinator_limits.rs` does the sum). The
+/// parties chosen at the close are at most as many and cheaper.
 pub const TASKS_MAX: usize = 256;
 /// The most acceptances of one proposal: as many as there can be parties, so that only leaving and coming back under ever new names
 /// meets it.

@@ -75,7 +75,7 @@ impl History {
         let (reply, out) = self.world.run(command);
         assert!(reply.is_ok() || out.events.is_empty() && out.effects.is_empty());
         for key in out.changes.keys {
-            match self.world.machine.record(&key) {
+            match self.world.machine.record(&key).filter(Coordinator::is_live) {
                 Some(record) => self.live.insert(key, record),
                 None => self.live.remove(&key),
             };
@@ -96,6 +96,7 @@ impl History {
             machine.restore(key, record.clone());
         }
         self.world.machine = machine;
+        self.world.leaving.clear();
         self.run(Command::Started);
         assert!(
             self.world
@@ -152,8 +153,9 @@ impl History {
     }
 }
 
-fn run(steps: Vec<Step>, times: usize) {
+fn run(steps: Vec<Step>, times: usize, batch: usize) {
     let mut history = History::new();
+    history.world.batch = batch;
     for step in steps {
         match step {
             Step::Command(command) => (0..times).for_each(|_| history.run(command.clone())),
@@ -168,12 +170,12 @@ fn run(steps: Vec<Step>, times: usize) {
 
 proptest! {
     #[test]
-    fn histories_keep_the_invariants_and_replay(steps in steps()) {
-        run(steps, 1);
+    fn histories_keep_the_invariants_and_replay(steps in steps(), batch in 0usize..4) {
+        run(steps, 1, batch);
     }
 
     #[test]
-    fn every_command_may_come_twice(steps in steps()) {
-        run(steps, 2);
+    fn every_command_may_come_twice(steps in steps(), batch in 0usize..4) {
+        run(steps, 2, batch);
     }
 }

@@ -47,6 +47,9 @@ struct World {
     now: Timestamp,
     random: u64,
     ended: std::collections::BTreeMap<Key, Record>,
+    /// Ended records stay in memory for this many commands more, as they do until the end of a batch.
+    batch: usize,
+    leaving: std::collections::VecDeque<Vec<Key>>,
 }
 
 impl World {
@@ -56,6 +59,8 @@ impl World {
             now: Timestamp(1_000_000),
             random: 7,
             ended: Default::default(),
+            batch: 0,
+            leaving: Default::default(),
         }
     }
 
@@ -70,11 +75,16 @@ impl World {
         };
         let mut out = Out::default();
         let reply = self.machine.decide(command, &input, &mut out);
+        let mut leaving = Vec::new();
         for key in &out.changes.keys {
             if let Some(record) = self.machine.record(key).filter(|record| !Coordinator::is_live(record)) {
                 self.ended.insert(key.clone(), record);
-                self.machine.forget(key);
+                leaving.push(key.clone());
             }
+        }
+        self.leaving.push_back(leaving);
+        while self.leaving.len() > self.batch {
+            self.leaving.pop_front().unwrap().iter().for_each(|key| self.machine.forget(key));
         }
         invariant::check(&self.machine).unwrap();
         (reply, out)
