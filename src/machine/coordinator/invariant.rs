@@ -1,4 +1,5 @@
-//! What is always true of a coordinator, numbered. Used by property tests, simulation and debug builds alike.
+//! What is always true of a coordinator, numbered. Checked after every command by the tests of the rules and of random histories, which
+//! also compare the payload references held with those in the records, and the timers with the live proposals.
 //!
 //! 1. A task is given to at most one party, and exists. (That a party has at most one task of a proposal is the shape of the record.)
 //! 2. No more parties are chosen than the maximum and the number of tasks allow.

@@ -358,6 +358,9 @@ fn one_stream_a_party_unless_the_same_instance_comes_back() {
             session: 1
         }]
     );
+    // A FedVision 0.1 party names no instance: two of them are not known to be the same.
+    world.reply(subscribe("old", 10, None));
+    assert_eq!(world.run(subscribe("old", 11, None)).0, Err(Rejection::Duplicate(party("old"))));
     // The end of the replaced stream is no news; the end of the new one lets anybody in.
     assert_eq!(
         world
