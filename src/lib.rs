@@ -5,7 +5,7 @@
 //! - layer 0 [`machine`]: pure state machines
 //! - layer 1 [`store`]: bytes and order; [`wire`]: the protocols
 //! - layer 2 [`engine`]: the one loop; `job_types`: what a job is made of
-//! - layer 3 the roles: `master`, `coordinator`, `cluster`, `worker`
+//! - layer 3 the roles: `master`, [`coordinator`], `cluster`, `worker`
 //! - layer 4 `cli`
 #![forbid(unsafe_code)]
 

@@ -5,6 +5,7 @@
 //! applying the recorded events again gives the same records.
 
 pub mod content;
+pub mod coordinator;
 pub mod ids;
 pub mod master;
 pub mod outcome;

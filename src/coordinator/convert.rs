@@ -1,0 +1,214 @@
+//! Between the wire and the machine: ids are checked, tasks become content, verdicts and refusals become statuses.
+//!
+//! Called by `service`. Must never panic on what a peer sends, and never let a number or a text through that the machine does not bound.
+
+use crate::engine::Refusal;
+use crate::machine::content::{Content, INLINE_MAX};
+use crate::machine::coordinator::{Command, Rejection, TASKS_MAX, Verdict};
+use crate::machine::ids::{BadId, JobId, TaskId, TypeName};
+use crate::store;
+use crate::store::payload::{Payloads, Pinned};
+use crate::wire::fedvision::framework::{Task, coordinator::proposal};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tonic::{Code, Status};
+
+/// Metadata of an answer to Proposal other than SUCCESS: one line of ASCII that says why.
+pub(super) const REASON_KEY: &str = "fedbroker-reason";
+
+/// A Propose command whose payload files are durable and pinned.
+pub(super) struct Prepared {
+    pub(super) job: JobId,
+    pub(super) command: Command,
+    pub(super) pins: Vec<Pinned>,
+}
+
+/// Check a proposal and store its tasks. Blocks.
+pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req) -> Result<Prepared, Status> {
+    let job = JobId::parse(request.job_id.as_str()).map_err(|error| bad_id(&error))?;
+    let job_type = type_name(&request.job_type)?;
+    // Refused by the machine for their number: nothing of them is kept.
+    let keep = request.tasks.len() <= TASKS_MAX;
+    let mut fingerprint = Fingerprint::new(request);
+    let (mut tasks, mut pins) = (Vec::with_capacity(request.tasks.len()), Vec::new());
+    for task in &request.tasks {
+        let task_id = TaskId::parse(task.task_id.as_str()).map_err(|error| bad_id(&error))?;
+        let bytes = task.encode_to_vec();
+        fingerprint.add(&bytes);
+        let content = match bytes.len() {
+            _ if !keep => Content::default(),
+            0..=INLINE_MAX => Content::Inline(bytes),
+            _ => {
+                let pin = payloads.put(&bytes).map_err(|error| store_failed(&error))?;
+                let content = Content::Stored(*pin);
+                pins.push(pin);
+                content
+            }
+        };
+        tasks.push((task_id, content));
+    }
+    let command = Command::Propose {
+        job_id: job.clone(),
+        job_type,
+        tasks,
+        wait_s: request.proposal_wait_time,
+        min: request.minimum_acceptance,
+        max: request.maximum_acceptance,
+        fingerprint: fingerprint.finish(),
+    };
+    Ok(Prepared { job, command, pins })
+}
+
+/// SHA-256 over everything in a proposal but its job id, each text with its length before it.
+struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    fn new(request: &proposal::Req) -> Self {
+        let mut fingerprint = Self(Sha256::new());
+        fingerprint.add(request.job_type.as_bytes());
+        for number in [request.proposal_wait_time, request.minimum_acceptance, request.maximum_acceptance] {
+            fingerprint.0.update(number.to_le_bytes());
+        }
+        fingerprint
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+/// The task behind a content, `None` if it is no longer kept. Blocks.
+pub(super) fn task(payloads: &Payloads, content: &Content) -> Result<Option<Task>, Status> {
+    let decoded = match content {
+        Content::Inline(bytes) => Task::decode(bytes.as_slice()),
+        Content::Stored(payload) => {
+            let Some(_pin) = payloads.pin(payload) else { return Ok(None) };
+            let bytes = payloads.get(payload).map_err(|error| store_failed(&error))?;
+            Task::decode(bytes.as_slice())
+        }
+    };
+    decoded
+        .map(Some)
+        .map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))
+}
+
+/// A job type of a request.
+pub(super) fn type_name(text: &str) -> Result<TypeName, Status> {
+    TypeName::parse(text).map_err(|error| Status::invalid_argument(format!("job_type: {}", error.why)))
+}
+
+/// A field that cannot be taken.
+pub(super) fn bad_id(error: &BadId) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// The disk did not do what it should: the caller may try again.
+pub(super) fn store_failed(error: &store::Error) -> Status {
+    tracing::error!(%error, "a request failed for its store");
+    Status::unavailable(format!("the coordinator could not use its store: {error}"))
+}
+
+/// A command without a reply.
+pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
+    let code = match &refusal {
+        Refusal::Unknown | Refusal::Stopped => Code::Unavailable,
+        Refusal::Rejected(rejection) => match rejection {
+            Rejection::Duplicate(_) | Rejection::OtherProposal(_) => Code::AlreadyExists,
+            Rejection::LongJobId(_) | Rejection::TooManyTypes | Rejection::LongInstance => Code::InvalidArgument,
+            Rejection::TooManyParties | Rejection::TooManyParticipants => Code::ResourceExhausted,
+        },
+    };
+    Status::new(code, refusal.to_string())
+}
+
+/// The answer to a proposal.
+pub(super) fn verdict(verdict: Verdict, reason: &str) -> tonic::Response<proposal::Rep> {
+    let status = match verdict {
+        Verdict::Success => proposal::Status::Success,
+        Verdict::NotEnoughResponders => proposal::Status::NotEnoughResponders,
+        Verdict::NotEnoughSubscribers => proposal::Status::NotEnoughSubscribers,
+        Verdict::Reject => proposal::Status::Reject,
+    };
+    let mut response = tonic::Response::new(proposal::Rep { status: status.into() });
+    let ascii: String = reason
+        .chars()
+        .map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' })
+        .collect();
+    if let Ok(value) = ascii.parse()
+        && verdict != Verdict::Success
+    {
+        response.metadata_mut().insert(REASON_KEY, value);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_ascii_and_success_has_none() {
+        let response = verdict(Verdict::Reject, "no party: \u{e9}\n\u{7f}");
+        assert_eq!(response.metadata().get(REASON_KEY).unwrap(), "no party: ???");
+        assert!(verdict(Verdict::Success, "x").metadata().get(REASON_KEY).is_none());
+    }
+
+    #[test]
+    fn fingerprints_tell_requests_apart_and_leave_the_job_id_out() {
+        let of = |request: &proposal::Req| {
+            let mut fingerprint = Fingerprint::new(request);
+            request.tasks.iter().for_each(|task| fingerprint.add(&task.encode_to_vec()));
+            fingerprint.finish()
+        };
+        let task = |id: &str| Task {
+            task_id: id.to_owned(),
+            ..Task::default()
+        };
+        let base = proposal::Req {
+            job_id: "j".into(),
+            job_type: "t".into(),
+            tasks: vec![task("a"), task("b")],
+            ..Default::default()
+        };
+        assert_eq!(
+            of(&base),
+            of(&proposal::Req {
+                job_id: "k".into(),
+                ..base.clone()
+            })
+        );
+        for other in [
+            proposal::Req {
+                job_type: "u".into(),
+                ..base.clone()
+            },
+            proposal::Req {
+                tasks: vec![task("b"), task("a")],
+                ..base.clone()
+            },
+            proposal::Req {
+                tasks: vec![task("ab")],
+                ..base.clone()
+            },
+            proposal::Req {
+                proposal_wait_time: 1,
+                ..base.clone()
+            },
+            proposal::Req {
+                minimum_acceptance: 1,
+                ..base.clone()
+            },
+            proposal::Req {
+                maximum_acceptance: 1,
+                ..base.clone()
+            },
+        ] {
+            assert_ne!(of(&base), of(&other), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The coordinator role: a durable machine behind the FedVision 0.1 gRPC service.
+//!
+//! Started by `cli`, or in-process by tests. `service` turns calls into commands, `hub` executes effects, the rules are in
+//! `machine::coordinator`. Nothing here outlives the process but what the engine has recorded.
+
+mod convert;
+mod hub;
+mod service;
+
+use crate::config::CoordinatorOptions;
+use crate::engine::clock::{SystemClock, new_instance};
+use crate::engine::{Engine, Parts};
+use crate::machine::coordinator::{Command, Coordinator, Rules};
+use crate::store::directory::Directory;
+use crate::store::payload::Payloads;
+use crate::store::sled_store::SledStore;
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::connect::MESSAGE_MAX;
+use crate::wire::fedbroker::v1::peer_server::PeerServer;
+use crate::wire::fedvision::framework::coordinator::coordinator_server::CoordinatorServer;
+use crate::wire::serve::{self, PeerService};
+use anyhow::Context;
+use hub::{Executor, Hub};
+use service::Service;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tonic::transport::server::TcpIncoming;
+
+/// The role's word in its data directory and in Hello.
+const ROLE: &str = "coordinator";
+/// How long a closed proposal keeps its tasks: a chosen party that was down asks again within minutes or not at all.
+const KEEP_CLOSED: Duration = Duration::from_secs(3600);
+/// How long connections have to end once the role stops; a client that does not read must not hold it up.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// A coordinator that has its port and nothing else.
+pub struct Bound {
+    options: CoordinatorOptions,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Take the port.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn bind(options: CoordinatorOptions) -> anyhow::Result<Bound> {
+    let (listener, address) = serve::bind(&options.host, options.port).await?;
+    Ok(Bound {
+        options,
+        listener,
+        address,
+    })
+}
+
+/// Run a coordinator until the supervisor stops.
+///
+/// # Errors
+/// The port, the data directory or the store cannot be had.
+pub async fn serve(options: CoordinatorOptions, supervisor: Supervisor) -> anyhow::Result<()> {
+    bind(options).await?.serve(supervisor).await
+}
+
+/// The engine with what the doors need beside it.
+struct Opened {
+    engine: Engine<Coordinator>,
+    payloads: Arc<Payloads>,
+    instance: String,
+}
+
+/// Open the data directory and read the records back. Blocks.
+fn open(data_dir: &Path, rules: Rules) -> anyhow::Result<Opened> {
+    let directory = Directory::open(data_dir, ROLE, new_instance())?;
+    let store = Arc::new(SledStore::open(&directory)?);
+    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), MESSAGE_MAX as u64)?);
+    let instance = format!("{:032x}", u128::from_be_bytes(directory.instance()));
+    let machine = Coordinator::new(rules);
+    let parts = Parts {
+        machine,
+        store,
+        payloads: payloads.clone(),
+        clock: Arc::new(SystemClock),
+    };
+    Ok(Opened {
+        engine: Engine::recover(parts)?,
+        payloads,
+        instance,
+    })
+}
+
+impl Bound {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Run until the supervisor stops.
+    ///
+    /// # Errors
+    /// The data directory or the store cannot be had.
+    pub async fn serve(self, supervisor: Supervisor) -> anyhow::Result<()> {
+        let Bound {
+            options,
+            listener,
+            address,
+        } = self;
+        let rules = Rules {
+            party_lease_ms: options.party_lease.saturating_mul(1000),
+            keep_closed_ms: u64::try_from(KEEP_CLOSED.as_millis()).unwrap_or(u64::MAX),
+        };
+        let Opened {
+            engine,
+            payloads,
+            instance,
+        } = Supervisor::blocking(move || open(&options.data_dir, rules)).await??;
+        let report = engine.report.clone();
+        tracing::info!(records = report.summary(), took = ?report.took, epoch = report.epoch, next_seq = report.next_seq, "recovered");
+
+        let (handle, hub) = (engine.handle(), Hub::new(report.epoch));
+        let (sink, effects) = mpsc::unbounded_channel();
+        let (executor, clock) = (handle.clone(), Arc::new(SystemClock));
+        let executor = Executor {
+            hub: hub.clone(),
+            handle: executor,
+            supervisor: supervisor.clone(),
+            clock,
+        };
+        supervisor.spawn("effects", Policy::Essential, executor.run(effects));
+        // The executor ends before the loop only when the role stops.
+        engine
+            .start(&supervisor, Box::new(move |effect| drop(sink.send(effect))))
+            .context("cannot start the engine")?;
+        handle.send(Command::Started).await.context("cannot record the start")?;
+
+        let service = Service {
+            handle,
+            hub: hub.clone(),
+            payloads,
+            supervisor: supervisor.clone(),
+        };
+        let coordinator = CoordinatorServer::new(service)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let peer = PeerServer::new(PeerService { role: ROLE, instance });
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let router = serve::server().add_service(coordinator).add_service(peer);
+        let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());
+        tokio::pin!(serving);
+        println!("coordinator ready on {address}");
+        tokio::select! {
+            ended = &mut serving => return ended.context("the gRPC server failed"),
+            () = supervisor.stopped() => {}
+        }
+        hub.stop();
+        let _ = tokio::time::timeout(DRAIN, serving).await;
+        Ok(())
+    }
+}

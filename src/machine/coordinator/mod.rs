@@ -1,0 +1,277 @@
+//! The coordinator: which parties are there, what they are offered, and who gets which task.
+//!
+//! Run by `engine` for `coordinator`, which turns gRPC calls into commands and executes the effects. Pure, like every machine: it must
+//! never wait, read a clock or draw randomness.
+//!
+//! Against FedVision 0.1 the rules differ where that one hangs, loses or crashes: parties are drawn without replacement, a proposal closes
+//! whether or not its proposer still listens, a party that left or died poisons nothing, and every verdict is recorded under its
+//! job id, so that asking again is safe.
+
+mod apply;
+pub mod draw;
+pub mod invariant;
+mod messages;
+mod parties;
+mod proposals;
+#[cfg(test)]
+mod tests;
+
+pub use messages::{Command, Effect, Event, Rejection, Reply};
+pub use parties::{Link, Party};
+pub use proposals::{Participant, Proposal, ProposalTask, State, Verdict, job_of};
+
+use super::content::PayloadRef;
+use super::ids::{JobId, PartyId, Timestamp};
+use super::{Changes, Input, Machine, Out, join_key, split_key};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The most job types of one party.
+pub const TYPES_MAX: usize = 32;
+/// The most bytes of all job types of one party: a party's record is written again at every loss of its stream and must stay small
+/// beside the event that does it, since the loop bounds a batch by its events.
+pub const TYPES_BYTES_MAX: usize = 512;
+/// The longest instance text of a party, bytes.
+pub const INSTANCE_MAX: usize = 64;
+/// The most enrolled parties: each may be offered every proposal in one command, and lives in memory.
+pub const PARTIES_MAX: usize = 4096;
+/// The most tasks of one proposal. All of them come in one command and so must fit one commit of the store, on top of a batch that is full
+/// already: with the longest ids a task costs up to 12 KiB of the 6 MiB (`tests/integration/coordinator_limits.rs` does the sum). The
+/// parties chosen at the close are at most as many and cheaper.
+pub const TASKS_MAX: usize = 256;
+/// The most acceptances of one proposal: as many as there can be parties, so that only leaving and coming back under ever new names
+/// meets it.
+pub const PARTICIPANTS_MAX: usize = PARTIES_MAX;
+/// The longest window, seconds.
+pub const WAIT_MAX_S: u32 = 24 * 3600;
+/// The most records one `Expire` lets go: a large proposal goes in pieces, none of which holds up the loop.
+pub const RELEASE_MAX: usize = 64;
+
+/// How the coordinator is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long a party without a stream still counts as a subscriber.
+    pub party_lease_ms: u64,
+    /// How long a closed proposal keeps its tasks, for chosen parties that ask again.
+    pub keep_closed_ms: u64,
+}
+
+/// Name of a record. The order is the order of restoring: a proposal comes before what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The one [`Counters`] record.
+    Counters,
+    /// A party.
+    Party(PartyId),
+    /// The proposal of a job.
+    Proposal(JobId),
+    /// A task of the proposal of a job.
+    Task(JobId, u32),
+    /// An acceptance of the proposal of a job.
+    Participant(JobId, PartyId),
+}
+
+/// A stored record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// See [`Counters`].
+    Counters(Counters),
+    /// See [`Party`].
+    Party(Party),
+    /// See [`Proposal`].
+    Proposal(Box<Proposal>),
+    /// See [`ProposalTask`].
+    Task(ProposalTask),
+    /// See [`Participant`].
+    Participant(Participant),
+}
+
+/// Numbers that never repeat in a data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Proposals ever made, the refused ones too.
+    pub proposals: u64,
+    /// Starts of the process.
+    pub run: u64,
+    /// When the last one was.
+    pub run_began: Timestamp,
+}
+
+/// A proposal with what belongs to it.
+#[derive(Clone, Debug)]
+struct Entry {
+    proposal: Proposal,
+    tasks: BTreeMap<u32, ProposalTask>,
+    participants: BTreeMap<PartyId, Participant>,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    rules: Rules,
+    counters: Counters,
+    parties: BTreeMap<PartyId, Party>,
+    proposals: BTreeMap<JobId, Entry>,
+}
+
+impl Coordinator {
+    /// A coordinator that knows nobody.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            counters: Counters::default(),
+            parties: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+        }
+    }
+}
+
+impl Machine for Coordinator {
+    type Command = Command;
+    type Event = Event;
+    type Effect = Effect;
+    type Reply = Reply;
+    type Rejection = Rejection;
+    type Key = Key;
+    type Record = Record;
+
+    fn recall(&self, command: &Command) -> Option<Key> {
+        match command {
+            Command::Propose { job_id, .. } => Some(Key::Proposal(job_id.clone())),
+            Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal),
+            _ => None,
+        }
+    }
+
+    fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+        match command {
+            Command::Started => {
+                out.emit(
+                    self,
+                    Event::Started {
+                        run: self.counters.run + 1,
+                        at: input.now,
+                    },
+                );
+                Ok(Reply::Done)
+            }
+            Command::Subscribe {
+                party,
+                session,
+                job_types,
+                instance,
+            } => self.subscribe(
+                parties::Subscription {
+                    party,
+                    session,
+                    job_types,
+                    instance,
+                },
+                input,
+                out,
+            ),
+            Command::StreamBroken { party, session } => Ok(self.stream_broken(party, session, input, out)),
+            Command::Leave { party } => Ok(self.leave(party, input, out)),
+            Command::Propose {
+                job_id,
+                job_type,
+                tasks,
+                wait_s,
+                min,
+                max,
+                fingerprint,
+            } => {
+                let asked = proposals::Asked {
+                    job_id,
+                    job_type,
+                    tasks,
+                    wait_s,
+                    min,
+                    max,
+                    fingerprint,
+                };
+                self.propose(asked, input, out)
+            }
+            Command::Fetch { party, proposal } => self.fetch(party, &proposal, input, out),
+            Command::Close { job } => Ok(self.close(&job, input, out)),
+            Command::Expire { job } => Ok(self.expire(&job, input, out)),
+        }
+    }
+
+    fn apply(&mut self, event: &Event, changes: &mut Changes<Key>) {
+        self.apply_event(event, changes);
+    }
+
+    fn record(&self, key: &Key) -> Option<Record> {
+        match key {
+            Key::Counters => Some(Record::Counters(self.counters)),
+            Key::Party(party) => self.parties.get(party).cloned().map(Record::Party),
+            Key::Proposal(job) => self
+                .proposals
+                .get(job)
+                .map(|entry| Record::Proposal(Box::new(entry.proposal.clone()))),
+            Key::Task(job, index) => self.proposals.get(job)?.tasks.get(index).cloned().map(Record::Task),
+            Key::Participant(job, party) => self.proposals.get(job)?.participants.get(party).cloned().map(Record::Participant),
+        }
+    }
+
+    fn is_live(record: &Record) -> bool {
+        match record {
+            Record::Proposal(proposal) => !matches!(proposal.state, State::Expired { .. }),
+            _ => true,
+        }
+    }
+
+    fn payloads(record: &Record) -> Vec<PayloadRef> {
+        match record {
+            Record::Task(task) => task.content.payload().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn restore(&mut self, key: &Key, record: Record) {
+        self.restore_record(key, record);
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Key::Proposal(job) = key {
+            self.proposals.remove(job);
+        }
+    }
+
+    fn resume(&self, _now: Timestamp) -> Vec<Effect> {
+        self.proposals.values().filter_map(|entry| self.timer(&entry.proposal)).collect()
+    }
+
+    fn key_bytes(key: &Key) -> Vec<u8> {
+        match key {
+            Key::Counters => join_key(b'c', &[]),
+            Key::Party(party) => join_key(b'e', &[party.as_str()]),
+            Key::Proposal(job) => join_key(b'p', &[job.as_str()]),
+            Key::Task(job, index) => join_key(b't', &[job.as_str(), &format!("{index:010}")]),
+            Key::Participant(job, party) => join_key(b'u', &[job.as_str(), party.as_str()]),
+        }
+    }
+
+    fn key_from_bytes(bytes: &[u8]) -> Option<Key> {
+        match split_key(bytes)? {
+            (b'c', parts) if parts == [""] => Some(Key::Counters),
+            (b'e', parts) if parts.len() == 1 => Some(Key::Party(PartyId::parse(parts[0]).ok()?)),
+            (b'p', parts) if parts.len() == 1 => Some(Key::Proposal(JobId::parse(parts[0]).ok()?)),
+            (b't', parts) if parts.len() == 2 => Some(Key::Task(JobId::parse(parts[0]).ok()?, parts[1].parse().ok()?)),
+            (b'u', parts) if parts.len() == 2 => Some(Key::Participant(JobId::parse(parts[0]).ok()?, PartyId::parse(parts[1]).ok()?)),
+            _ => None,
+        }
+    }
+
+    fn census(&self) -> Vec<(&'static str, u64)> {
+        let connected = self.parties.values().filter(|party| self.is_connected(party)).count();
+        let open = self.proposals.values().filter(|entry| entry.proposal.is_open()).count();
+        vec![
+            ("party connected", connected as u64),
+            ("party disconnected", (self.parties.len() - connected) as u64),
+            ("proposal open", open as u64),
+            ("proposal closed", (self.proposals.len() - open) as u64),
+        ]
+    }
+}
