@@ -14,3 +14,6 @@ pub mod machine;
 pub mod store;
 pub mod supervisor;
 pub mod wire;
+
+#[path = "../migrations/mod.rs"]
+pub mod migrations;

@@ -10,16 +10,19 @@ pub mod payload;
 pub mod sim_store;
 pub mod sled_store;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// Position of an event in the log; the first event has 1.
 pub type Seq = u64;
 
 /// The longest key, bytes: ids are at most 200 bytes each, and a key holds at most two of them.
 pub const KEY_MAX: usize = 512;
-/// The longest value, bytes. The storage engine moves large values into side files that break the atomicity of a batch; 4 KiB stays
+/// The longest stored value with its envelope, bytes. The storage engine moves large values into side files that break the atomicity of a batch; 4 KiB stays
 /// clear of that by a factor of 30. Larger content goes to [`payload`].
 pub const VALUE_MAX: usize = 4096;
+/// The longest event or record a commit may carry, bytes.
+pub const BODY_MAX: usize = VALUE_MAX - codec::ENVELOPE_LEN;
 /// What one commit may cost, see [`Commit::cost`].
 pub const COST_MAX: usize = 6 * 1024 * 1024;
 
@@ -32,7 +35,7 @@ pub struct Commit {
     pub expected: Seq,
     /// Encoded events, in order; they get `expected`, `expected + 1`, ...
     pub events: Vec<Vec<u8>>,
-    /// Changed records: `None` deletes. A key appears at most once.
+    /// Changed records: `None` deletes. A key should appear once; of several changes to it the last one counts.
     pub changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
@@ -47,6 +50,28 @@ impl Commit {
             .sum();
         events + changes
     }
+
+    /// Refuses what is over the limits; every implementation asks this before it writes.
+    pub(crate) fn check_size(&self) -> Result<(), Error> {
+        let bodies = self.events.iter().chain(self.changes.iter().filter_map(|(_, body)| body.as_ref()));
+        if let Some(body) = bodies.into_iter().find(|body| body.len() > BODY_MAX) {
+            return Err(Error::TooLarge(format!(
+                "a value of {} bytes, at most {BODY_MAX} are allowed",
+                body.len()
+            )));
+        }
+        if let Some((key, _)) = self.changes.iter().find(|(key, _)| key.len() > KEY_MAX) {
+            return Err(Error::TooLarge(format!(
+                "a key of {} bytes, at most {KEY_MAX} are allowed",
+                key.len()
+            )));
+        }
+        let cost = self.cost();
+        if cost > COST_MAX {
+            return Err(Error::TooLarge(format!("a commit of cost {cost}, at most {COST_MAX} is allowed")));
+        }
+        Ok(())
+    }
 }
 
 /// Where the log stands.
@@ -54,7 +79,7 @@ impl Commit {
 pub struct Head {
     /// Raised by one at every open; the fence against a second writer.
     pub epoch: u64,
-    /// Number of commits ever made.
+    /// Number of commits ever made; opening the store is one.
     pub batch: u64,
     /// The sequence the next event will get.
     pub next_seq: Seq,
@@ -81,6 +106,8 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
 
     /// At most `limit` records whose keys begin with `prefix` and are greater than `after`, in key order; durable like [`Store::get`].
+    ///
+    /// Not a snapshot: a commit made meanwhile may show in a part of the page.
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error>;
 
     /// At most `limit` events from sequence `from` on, in order; durable like [`Store::get`].
@@ -153,7 +180,7 @@ pub enum Error {
         what: String,
         /// The cause.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The storage engine said no.
     #[error("the storage engine failed: {0}")]
@@ -161,8 +188,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Adapter for `map_err`: what was being done to which path.
+    pub(crate) fn at(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let what = format!("cannot {doing} {}", path.display());
+        move |source| Error::Io { what, source }
+    }
+
     /// True when the disk is full: space, not the store, is what is missing.
     pub fn is_full(&self) -> bool {
-        matches!(self, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
 }

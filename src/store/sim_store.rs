@@ -1,1 +1,333 @@
-//! To be written.
+//! The store in memory, with faults on order.
+//!
+//! Used by tests and simulations in place of `sled_store`; both pass one contract suite. [`SimDisk`] is what outlives a process: tests
+//! keep a clone, let it fail, let the "process" lose its [`SimStore`] and open another one. It must never be kinder than a real disk
+//! where the contract is silent: what has no barrier is lost or kept as the test says, and a failed store stays failed.
+
+use super::{Commit, Error, Head, Page, Seq, Store};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+/// What a crash does to the commit whose barrier is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is gone.
+    Lost,
+    /// It reached the disk all the same.
+    Kept,
+}
+
+/// A disk that survives the processes on it. Clones are the same disk.
+#[derive(Clone, Default)]
+pub struct SimDisk {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<Disk>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Disk {
+    durable: Image,
+    /// Applied, its barrier still out or failed.
+    pending: Option<Pending>,
+    /// What the next barrier does; `None` is the normal case.
+    order: Option<Order>,
+    full: bool,
+    /// Counts crashes: a store of an earlier life answers nothing any more.
+    life: u64,
+}
+
+#[derive(Clone)]
+struct Image {
+    head: Head,
+    events: Vec<Vec<u8>>,
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Image {
+            head: Head {
+                epoch: 0,
+                batch: 0,
+                next_seq: 1,
+            },
+            events: Vec::new(),
+            records: BTreeMap::new(),
+        }
+    }
+}
+
+struct Pending {
+    commit: Commit,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy)]
+enum Order {
+    Fail(Fate),
+    Hold,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new() -> SimDisk {
+        SimDisk::default()
+    }
+
+    /// The next commit fails at its barrier; what is found after the next open is given by `fate`.
+    pub fn fail_next_barrier(&self, fate: Fate) {
+        self.lock().order = Some(Order::Fail(fate));
+    }
+
+    /// The next commit stays at its barrier until [`SimDisk::release`], [`SimDisk::lose`] or [`SimDisk::keep`].
+    pub fn hold_next_barrier(&self) {
+        self.lock().order = Some(Order::Hold);
+    }
+
+    /// Wait until a commit stays at its barrier.
+    pub fn wait_for_held(&self) {
+        let mut disk = self.lock();
+        while disk.pending.is_none() {
+            disk = self.shared.changed.wait(disk).expect("see lock");
+        }
+    }
+
+    /// Let the held commit pass its barrier.
+    pub fn release(&self) {
+        self.lock().settle(Fate::Kept);
+        self.shared.changed.notify_all();
+    }
+
+    /// Crash: everything after the last barrier is gone, and so is the process (its stores answer [`Error::Poisoned`]).
+    pub fn lose(&self) {
+        self.crash(Fate::Lost);
+    }
+
+    /// Crash like [`SimDisk::lose`], but a commit whose barrier was out is found afterwards.
+    pub fn keep(&self) {
+        self.crash(Fate::Kept);
+    }
+
+    /// From now on each commit fails because the disk is full, or, with `false`, no more.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Start a process on the disk: the epoch rises by one, which fences every store opened before.
+    pub fn open(&self) -> Result<SimStore, Error> {
+        let mut disk = self.lock();
+        if let Some(pending) = &disk.pending {
+            let fate = pending.fate;
+            disk.crash(fate);
+            self.shared.changed.notify_all();
+        }
+        if disk.full {
+            return Err(full());
+        }
+        disk.durable.head.epoch += 1;
+        disk.durable.head.batch += 1;
+        let handle = Handle {
+            head: disk.durable.head,
+            poisoned: false,
+        };
+        Ok(SimStore {
+            disk: self.clone(),
+            life: disk.life,
+            handle: Mutex::new(handle),
+        })
+    }
+
+    fn crash(&self, fate: Fate) {
+        self.lock().crash(fate);
+        self.shared.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.shared.state.lock().expect("nothing under this lock panics")
+    }
+}
+
+impl Disk {
+    fn settle(&mut self, fate: Fate) {
+        match self.pending.take() {
+            Some(pending) if fate == Fate::Kept => self.durable.apply(pending.commit),
+            _ => {}
+        }
+    }
+
+    fn crash(&mut self, fate: Fate) {
+        self.settle(fate);
+        self.life += 1;
+    }
+}
+
+impl Image {
+    fn apply(&mut self, commit: Commit) {
+        self.head.batch += 1;
+        self.head.next_seq += commit.events.len() as u64;
+        self.events.extend(commit.events);
+        for (key, value) in commit.changes {
+            match value {
+                Some(value) => self.records.insert(key, value),
+                None => self.records.remove(&key),
+            };
+        }
+    }
+}
+
+/// [`Store`] on a [`SimDisk`]; one "process".
+pub struct SimStore {
+    disk: SimDisk,
+    life: u64,
+    handle: Mutex<Handle>,
+}
+
+struct Handle {
+    head: Head,
+    poisoned: bool,
+}
+
+impl SimStore {
+    fn handle(&self) -> MutexGuard<'_, Handle> {
+        self.handle.lock().expect("nothing under this lock panics")
+    }
+
+    /// The disk, if this process still lives.
+    fn live(&self) -> Result<MutexGuard<'_, Disk>, Error> {
+        // Looked at under the disk's lock, like it is set, so that no reader goes to wait after the last notice.
+        let disk = self.disk.lock();
+        if self.handle().poisoned || disk.life != self.life {
+            Err(Error::Poisoned)
+        } else {
+            Ok(disk)
+        }
+    }
+
+    /// The disk once no commit whose barrier is out touches what the caller reads.
+    fn settled(&self, touches: impl Fn(&Disk, &Commit) -> bool) -> Result<MutexGuard<'_, Disk>, Error> {
+        let mut disk = self.live()?;
+        while disk.pending.as_ref().is_some_and(|pending| touches(&disk, &pending.commit)) {
+            drop(self.disk.shared.changed.wait(disk).expect("see lock"));
+            disk = self.live()?;
+        }
+        Ok(disk)
+    }
+
+    fn poison(&self, disk: MutexGuard<'_, Disk>, error: Error) -> Error {
+        self.handle().poisoned = true;
+        drop(disk);
+        self.disk.shared.changed.notify_all();
+        error
+    }
+
+    /// Stay at the barrier until the test says what happens.
+    fn hold(&self, mut disk: MutexGuard<'_, Disk>) -> Result<Head, Error> {
+        let before = disk.durable.head.batch;
+        self.disk.shared.changed.notify_all();
+        while disk.pending.is_some() {
+            disk = self.disk.shared.changed.wait(disk).expect("see lock");
+        }
+        if disk.life != self.life || disk.durable.head.batch == before {
+            return Err(Error::Poisoned);
+        }
+        Ok(disk.durable.head)
+    }
+}
+
+impl Store for SimStore {
+    fn head(&self) -> Head {
+        self.handle().head
+    }
+
+    fn commit(&self, commit: &Commit) -> Result<Head, Error> {
+        let mut disk = self.live()?;
+        let head = disk.durable.head;
+        if commit.epoch != head.epoch {
+            return Err(Error::Fenced {
+                given: commit.epoch,
+                actual: head.epoch,
+            });
+        }
+        if commit.expected != head.next_seq {
+            return Err(Error::Conflict {
+                expected: commit.expected,
+                actual: head.next_seq,
+            });
+        }
+        commit.check_size()?;
+        if disk.full {
+            return Err(self.poison(disk, full()));
+        }
+        let head = match disk.order.take() {
+            None => {
+                disk.durable.apply(commit.clone());
+                disk.durable.head
+            }
+            Some(Order::Fail(fate)) => {
+                disk.pending = Some(Pending {
+                    commit: commit.clone(),
+                    fate,
+                });
+                let source = io::Error::other("the barrier failed on order");
+                return Err(self.poison(
+                    disk,
+                    Error::Io {
+                        what: "cannot commit to the simulated disk".to_owned(),
+                        source,
+                    },
+                ));
+            }
+            Some(Order::Hold) => {
+                disk.pending = Some(Pending {
+                    commit: commit.clone(),
+                    fate: Fate::Lost,
+                });
+                self.hold(disk)?
+            }
+        };
+        self.handle().head = head;
+        Ok(head)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let disk = self.settled(|_, commit| commit.changes.iter().any(|(k, _)| k == key))?;
+        Ok(disk.durable.records.get(key).cloned())
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
+        let matches = |key: &[u8]| key.starts_with(prefix) && after.is_none_or(|after| key > after);
+        let disk = self.settled(|_, commit| commit.changes.iter().any(|(k, _)| matches(k)))?;
+        let from = match after.filter(|after| *after >= prefix) {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(prefix),
+        };
+        let records = disk.durable.records.range::<[u8], _>((from, Bound::Unbounded));
+        Ok(records
+            .take_while(|(k, _)| k.starts_with(prefix))
+            .take(limit)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect())
+    }
+
+    fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
+        let from = from.max(1);
+        let reaches = |disk: &Disk| from.saturating_add(limit as u64) > disk.durable.head.next_seq;
+        let disk = self.settled(|disk, commit| !commit.events.is_empty() && reaches(disk))?;
+        let skip = usize::try_from(from - 1).unwrap_or(usize::MAX);
+        Ok((from..).zip(disk.durable.events.iter().skip(skip).take(limit).cloned()).collect())
+    }
+}
+
+fn full() -> Error {
+    Error::Io {
+        what: "cannot commit to the simulated disk".to_owned(),
+        source: io::ErrorKind::StorageFull.into(),
+    }
+}

@@ -1,0 +1,174 @@
+//! The storage engine, made to keep its word. The only file that names sled.
+//!
+//! Called by `SledStore`, `open` and `verify`. What sled 0.34.7 does, and what is done about it here and in `open`:
+//!
+//! - `flush` ends in `sync_file_range`, which reaches neither the disk's cache nor the file's length: a power cut after it loses
+//!   confirmed batches. So each batch is followed by `fdatasync` on a descriptor of our own (flock and fdatasync are tied to the
+//!   inode, and sled never replaces the file).
+//! - A batch longer than a log segment can make recovery drop the whole log. So segments are of 8 MiB, a commit costs at most 6, and
+//!   sled's own flusher, which writes between our barriers, is off.
+//! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
+//! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
+//!   `verify`. So the program must be built to unwind.
+//! - After any failure its memory may show what is not on disk, and its destructor panics on a failing disk. So a failed engine is
+//!   never asked again and never dropped; the process is expected to end.
+
+use super::super::Error;
+use std::fs::File;
+use std::ops::{Bound, ControlFlow};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Bytes of pages kept in memory; the page table comes on top (some 25 bytes for each value).
+const CACHE: u64 = 64 * 1024 * 1024;
+/// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
+const SEGMENT: usize = 8 * 1024 * 1024;
+const _: () = assert!(super::super::COST_MAX < SEGMENT);
+/// After a close in this process the engine's lock can stay for some milliseconds.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Sees one key and value of a range; says whether to go on.
+type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error> + 'a;
+
+/// An open engine. Any error it gives is final.
+pub(super) struct Disk {
+    db: Option<sled::Db>,
+    log: File,
+    path: PathBuf,
+    failed: AtomicBool,
+}
+
+impl Disk {
+    /// Open the engine in `dir`, or make one there.
+    pub(super) fn open(dir: &Path) -> Result<Disk, Error> {
+        let path = dir.join("db");
+        let db = open_locked(dir, &path)?;
+        let log = File::open(&path).map_err(Error::at("open", &path))?;
+        Ok(Disk {
+            db: Some(db),
+            log,
+            path,
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// The log file, to be named in errors.
+    pub(super) fn file(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<impl AsRef<[u8]> + std::ops::Deref<Target = [u8]> + use<>>, Error> {
+        self.guard("read", || self.db().get(key))
+    }
+
+    /// Go through keys and values in key order.
+    pub(super) fn range(&self, from: Bound<&[u8]>, each: &mut Each<'_>) -> Result<(), Error> {
+        let mut failure = Ok(());
+        self.guard("read", || {
+            for item in self.db().range::<&[u8], _>((from, Bound::Unbounded)) {
+                let (key, value) = item?;
+                match each(&key, &value) {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => break,
+                    Err(e) => {
+                        failure = Err(e);
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        failure
+    }
+
+    /// Write all or nothing, and return when it survives a power cut.
+    pub(super) fn commit(&self, writes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), Error> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        self.guard("commit to", || {
+            self.db().apply_batch(batch)?;
+            self.db().flush()?;
+            self.log.sync_data()?;
+            Ok(())
+        })
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("only drop takes it")
+    }
+
+    fn guard<T>(&self, doing: &str, run: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
+        let result = guard(doing, &self.path, run);
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if *self.failed.get_mut() {
+            std::mem::forget(db);
+        } else if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::error!(file = %self.path.display(), "the storage engine panicked while it was closed");
+        }
+    }
+}
+
+fn open_locked(dir: &Path, path: &Path) -> Result<sled::Db, Error> {
+    for _ in 0..LOCK_TRIES {
+        let config = sled::Config::new()
+            .path(dir)
+            .flush_every_ms(None)
+            .cache_capacity(CACHE)
+            .segment_size(SEGMENT);
+        match guard("open", path, || Ok(config.open())) {
+            Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => std::thread::sleep(LOCK_PAUSE),
+            Ok(opened) => return opened.map_err(|e| engine_error("open", path, e)),
+            Err(panicked) => return Err(panicked),
+        }
+    }
+    Err(Error::Held {
+        dir: dir.to_owned(),
+        holder: "a process that has the storage engine's own lock".to_owned(),
+    })
+}
+
+/// Run the engine; a panic becomes an error. Its panics come from damaged pages, on the thread that reads them.
+fn guard<T>(doing: &str, path: &Path, run: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|e| engine_error(doing, path, e)),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            let what = format!("the storage engine panicked on it: {}", text.unwrap_or("without a message"));
+            Err(Error::Damaged {
+                file: path.to_owned(),
+                what,
+            })
+        }
+    }
+}
+
+fn engine_error(doing: &str, path: &Path, error: sled::Error) -> Error {
+    match error {
+        sled::Error::Io(e) => Error::at(doing, path)(e),
+        sled::Error::Corruption { .. } => Error::Damaged {
+            file: path.to_owned(),
+            what: "the storage engine finds it corrupted".to_owned(),
+        },
+        other => Error::Engine(other.to_string()),
+    }
+}

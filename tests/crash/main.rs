@@ -1,0 +1,3 @@
+//! Tests that kill real processes at any moment and look at what is left.
+
+mod store_kill;

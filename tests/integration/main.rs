@@ -1,0 +1,5 @@
+//! Tests of the modules against real files and processes.
+
+mod payloads;
+mod store_contract;
+mod store_sled;

@@ -1,0 +1,225 @@
+//! The store on disk: what a restart, another process, another release and damage do to it.
+
+use fedbroker::store::directory::Directory;
+use fedbroker::store::sled_store::SledStore;
+use fedbroker::store::{Commit, Error, Page, Seq, Store};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+const ID: [u8; 16] = [5; 16];
+const CHILD_DIR: &str = "FEDBROKER_TEST_DIR";
+
+fn open(root: &Path) -> Result<SledStore, Error> {
+    SledStore::open(&Directory::open(root, "master", ID)?)
+}
+
+fn commit(store: &SledStore, events: Vec<Vec<u8>>, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+    let head = store.head();
+    store
+        .commit(&Commit {
+            epoch: head.epoch,
+            expected: head.next_seq,
+            events,
+            changes,
+        })
+        .unwrap();
+}
+
+/// Some batches with new, changed and deleted records of different sizes; the log takes more than one segment.
+fn fill(root: &Path) {
+    let store = open(root).unwrap();
+    for round in 0..60u32 {
+        let record = |i: u32| {
+            (
+                format!("record/{i:05}").into_bytes(),
+                Some(vec![round as u8; 1000 + (i as usize * 37) % 3000]),
+            )
+        };
+        let mut changes: Vec<_> = (round * 24..round * 24 + 24).map(record).collect();
+        changes.extend((0..4).map(|i| (format!("index/{i}").into_bytes(), Some(round.to_be_bytes().to_vec()))));
+        changes.push((format!("record/{:05}", round * 12).into_bytes(), None));
+        commit(&store, vec![vec![round as u8; 200]; 3], changes);
+    }
+}
+
+type Everything = (Page, Vec<(Seq, Vec<u8>)>);
+
+fn everything(store: &SledStore) -> Result<Everything, Error> {
+    Ok((store.scan(b"", None, usize::MAX)?, store.events(1, usize::MAX)?))
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Numbers that look random and are the same in each run.
+fn scatter(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[test]
+fn flipped_bits_never_give_a_wrong_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let good = root.path().join("good");
+    fill(&good);
+    let truth = everything(&open(&good).unwrap()).unwrap();
+    let log_len = fs::metadata(good.join("store/db")).unwrap().len();
+    let (mut seed, mut refused) = (1, 0);
+    for trial in 0..60 {
+        let dir = root.path().join(format!("trial{trial}"));
+        copy_dir(&good, &dir);
+        let log = OpenOptions::new().read(true).write(true).open(dir.join("store/db")).unwrap();
+        for _ in 0..if trial % 5 == 4 { 16 } else { 1 } {
+            let (at, bit) = (scatter(&mut seed) % log_len, scatter(&mut seed) % 8);
+            let mut byte = [0];
+            log.read_exact_at(&mut byte, at).unwrap();
+            log.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+        }
+        match open(&dir).and_then(|store| everything(&store)) {
+            Ok(found) => assert!(found == truth, "trial {trial}: a wrong answer"),
+            Err(Error::Damaged { .. } | Error::Io { .. } | Error::Engine(_)) => refused += 1,
+            Err(other) => panic!("trial {trial}: {other}"),
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    assert!(refused > 0, "no flip hit anything");
+}
+
+#[test]
+fn a_store_that_went_back_in_time_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let live = root.path().join("live");
+    fill(&live);
+    copy_dir(&live.join("store"), &root.path().join("old"));
+    commit(&open(&live).unwrap(), vec![b"newer".to_vec()], Vec::new());
+    fs::remove_dir_all(live.join("store")).unwrap();
+    let refusal = |what: &str| match open(&live) {
+        Err(Error::Damaged { what: found, .. }) => assert!(found.contains(what), "{found}"),
+        other => panic!("opened: {:?}", other.map(|store| store.head())),
+    };
+    refusal("it is missing");
+    copy_dir(&root.path().join("old"), &live.join("store"));
+    refusal("was confirmed");
+    refusal("was confirmed");
+    fs::remove_dir_all(live.join("store")).unwrap();
+    fs::create_dir(live.join("store")).unwrap();
+    refusal("key h: it is missing");
+}
+
+#[test]
+fn leftovers_of_a_crash_are_cleared_and_what_must_not_be_there_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    // A crash in the middle of making the store.
+    drop(Directory::open(root.path(), "master", ID).unwrap());
+    fs::create_dir(root.path().join("store.new")).unwrap();
+    fs::write(root.path().join("store.new/conf"), "half").unwrap();
+    fill(root.path());
+    let truth = everything(&open(root.path()).unwrap()).unwrap();
+    // A crash, or a full disk, while the engine was opening.
+    let store = root.path().join("store");
+    fs::write(store.join("snap.FFFFFFFFFFFFFFFF.generating"), "half").unwrap();
+    fs::write(store.join("snap.00000000FFFFFFFF"), "").unwrap();
+    assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
+    let blob = store.join("blobs/12345");
+    fs::write(&blob, "x").unwrap();
+    assert!(matches!(open(root.path()), Err(Error::Damaged { file, .. }) if file == blob));
+    fs::remove_file(&blob).unwrap();
+    assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
+    fs::remove_file(root.path().join("high-water")).unwrap();
+    assert!(
+        everything(&open(root.path()).unwrap()).unwrap() == truth,
+        "the witness is not needed to go on"
+    );
+}
+
+#[test]
+fn other_roles_and_newer_formats_are_refused_before_the_store_is_touched() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open(root.path()).unwrap());
+    let before = fs::metadata(root.path().join("store/db")).unwrap().modified().unwrap();
+    assert!(matches!(
+        Directory::open(root.path(), "coordinator", ID),
+        Err(Error::WrongDirectory { .. })
+    ));
+    fs::write(root.path().join("FORMAT"), "fedbroker data directory\nformat 7\nrole master\n").unwrap();
+    let error = open(root.path()).err().unwrap();
+    assert!(matches!(error, Error::NewerFormat { found: 7, known: 1, .. }));
+    assert!(error.to_string().contains("run the release that wrote it"));
+    assert_eq!(fs::metadata(root.path().join("store/db")).unwrap().modified().unwrap(), before);
+}
+
+#[test]
+fn the_lock_lives_as_long_as_the_store() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path()).unwrap();
+    assert!(matches!(open(root.path()), Err(Error::Held { .. })));
+    drop(store);
+    for _ in 0..5 {
+        open(root.path()).unwrap();
+    }
+}
+
+/// A process that is killed when the test ends, however it ends.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_stopped_process_keeps_its_lock_and_a_killed_one_frees_it() {
+    let root = tempfile::tempdir().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["store_sled::child_that_holds_a_directory", "--exact", "--ignored", "--nocapture"])
+        .env(CHILD_DIR, root.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut holder = Holder(child);
+    let mut lines = BufReader::new(holder.0.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "holding"), "the child ended early");
+    let pid = holder.0.id();
+    let held = || match open(root.path()) {
+        Err(Error::Held { holder, .. }) => assert!(holder.starts_with(&format!("process {pid} (master)")), "{holder}"),
+        other => panic!("not held: {:?}", other.map(|store| store.head())),
+    };
+    held();
+    kill_process(Pid::from_child(&holder.0), Signal::STOP).unwrap();
+    held();
+    holder.0.kill().unwrap();
+    holder.0.wait().unwrap();
+    assert_eq!(open(root.path()).unwrap().events(1, 9).unwrap(), [(1, b"from the child".to_vec())]);
+}
+
+#[test]
+#[ignore = "the other process of the test above"]
+fn child_that_holds_a_directory() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let store = open(Path::new(&dir)).unwrap();
+    commit(&store, vec![b"from the child".to_vec()], Vec::new());
+    let mut out = std::io::stdout();
+    out.write_all(b"\nholding\n").and_then(|()| out.flush()).unwrap();
+    // Until it is killed, or the parent is gone and the pipe ends.
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
