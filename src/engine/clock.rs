@@ -25,7 +25,10 @@ impl Clock for SystemClock {
     }
 
     fn stamp(&self, now: Timestamp) -> String {
-        let instant = i64::try_from(now.0).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok()).unwrap_or_default();
+        let instant = i64::try_from(now.0)
+            .ok()
+            .and_then(|us| jiff::Timestamp::from_microsecond(us).ok())
+            .unwrap_or_default();
         instant.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y%m%d%H%M%S").to_string()
     }
 

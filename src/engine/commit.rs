@@ -17,8 +17,10 @@ const EVENT_COST_MAX: usize = COST_MAX / 8;
 /// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
 const COMMANDS_MAX: usize = 1024;
 
-type Answer<M> =
-    (oneshot::Sender<Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>>, Result<<M as Machine>::Reply, <M as Machine>::Rejection>);
+type Answer<M> = (
+    oneshot::Sender<Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>>,
+    Result<<M as Machine>::Reply, <M as Machine>::Rejection>,
+);
 
 /// What one turn of the loop has gathered.
 struct Turn<M: Machine> {
@@ -31,7 +33,13 @@ struct Turn<M: Machine> {
 
 impl<M: Machine> Turn<M> {
     fn new() -> Self {
-        Self { events: Vec::new(), event_cost: 0, changes: Changes::default(), effects: Vec::new(), answers: Vec::new() }
+        Self {
+            events: Vec::new(),
+            event_cost: 0,
+            changes: Changes::default(),
+            effects: Vec::new(),
+            answers: Vec::new(),
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -50,7 +58,12 @@ pub(super) struct Loop<M: Machine> {
 impl<M: Machine> Loop<M> {
     pub(super) fn new(parts: Parts<M>, sink: EffectSink<M>) -> Self {
         let reader = Reader::new(parts.store.clone());
-        Self { parts, reader, sink, payload_counts: HashMap::new() }
+        Self {
+            parts,
+            reader,
+            sink,
+            payload_counts: HashMap::new(),
+        }
     }
 
     /// Until every handle is gone, or the store fails.
@@ -75,7 +88,12 @@ impl<M: Machine> Loop<M> {
             _ => None,
         };
         let now = self.parts.clock.now();
-        let input = Input { now, stamp: self.parts.clock.stamp(now), random: self.parts.clock.random(), recalled };
+        let input = Input {
+            now,
+            stamp: self.parts.clock.stamp(now),
+            random: self.parts.clock.random(),
+            recalled,
+        };
         let mut out = Out::default();
         let reply = self.parts.machine.decide(envelope.command, &input, &mut out);
         debug_assert!(reply.is_ok() || out.events.is_empty(), "a rejected command must leave no events");
@@ -93,11 +111,22 @@ impl<M: Machine> Loop<M> {
     }
 
     fn finish(&mut self, turn: Turn<M>) -> Result<(), Error> {
-        let Turn { events, changes, effects, answers, .. } = turn;
+        let Turn {
+            events,
+            changes,
+            effects,
+            answers,
+            ..
+        } = turn;
         if !events.is_empty() {
             let (records, ended) = self.encode_records(&changes)?;
             let head = self.parts.store.head();
-            let commit = Commit { epoch: head.epoch, expected: head.next_seq, events, changes: records };
+            let commit = Commit {
+                epoch: head.epoch,
+                expected: head.next_seq,
+                events,
+                changes: records,
+            };
             if let Err(error) = self.parts.store.commit(&commit) {
                 for (answer, _) in answers {
                     let _ = answer.send(Err(Refusal::Unknown));

@@ -50,7 +50,10 @@ pub struct Handle<M: Machine> {
 
 impl<M: Machine> Clone for Handle<M> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), reader: self.reader.clone() }
+        Self {
+            queue: self.queue.clone(),
+            reader: self.reader.clone(),
+        }
     }
 }
 
@@ -103,8 +106,16 @@ impl<M: Machine> Engine<M> {
     pub fn recover(mut parts: Parts<M>) -> Result<Self, StoreError> {
         let report = recover::load(&mut parts)?;
         let (sender, queue) = mpsc::channel(QUEUE);
-        let handle = Handle { queue: sender, reader: Reader::new(parts.store.clone()) };
-        Ok(Self { parts, queue, handle, report })
+        let handle = Handle {
+            queue: sender,
+            reader: Reader::new(parts.store.clone()),
+        };
+        Ok(Self {
+            parts,
+            queue,
+            handle,
+            report,
+        })
     }
 
     /// The door.

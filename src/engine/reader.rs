@@ -22,7 +22,10 @@ pub(super) fn record_key(kind: u8, key: &[u8]) -> Vec<u8> {
 
 /// Decode a stored value; bytes that pass their checksum and do not decode are damage all the same.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, Error> {
-    codec::decode(bytes).map_err(|error| Error::Damaged { file: "store".into(), what: format!("record {}: {error}", key.escape_ascii()) })
+    codec::decode(bytes).map_err(|error| Error::Damaged {
+        file: "store".into(),
+        what: format!("record {}: {error}", key.escape_ascii()),
+    })
 }
 
 /// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
@@ -33,14 +36,20 @@ pub struct Reader<M> {
 
 impl<M> Clone for Reader<M> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), machine: PhantomData }
+        Self {
+            store: self.store.clone(),
+            machine: PhantomData,
+        }
     }
 }
 
 impl<M: Machine> Reader<M> {
     /// A reader on a store that holds records of this machine.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, machine: PhantomData }
+        Self {
+            store,
+            machine: PhantomData,
+        }
     }
 
     /// A record, live or ended. A record only ever moves from live to ended, so looking in this order never misses one.
@@ -91,7 +100,9 @@ impl<M: Machine> Reader<M> {
     /// The store cannot be read.
     pub fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
         let page = self.store.events(from, limit)?;
-        page.into_iter().map(|(seq, bytes)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event))).collect()
+        page.into_iter()
+            .map(|(seq, bytes)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event)))
+            .collect()
     }
 }
 

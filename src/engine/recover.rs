@@ -25,8 +25,17 @@ pub struct RecoveryReport {
 impl RecoveryReport {
     /// One line for the log, e.g. `job running 1, task submitted 2`.
     pub fn summary(&self) -> String {
-        let found: Vec<String> = self.records.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}")).collect();
-        if found.is_empty() { "nothing in flight".to_owned() } else { found.join(", ") }
+        let found: Vec<String> = self
+            .records
+            .iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(what, n)| format!("{what} {n}"))
+            .collect();
+        if found.is_empty() {
+            "nothing in flight".to_owned()
+        } else {
+            found.join(", ")
+        }
     }
 }
 
@@ -37,7 +46,12 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
         let record = decode(key, value)?;
         match M::key_from_bytes(&key[1..]) {
             Some(key) => machine.restore(&key, record),
-            None => return Err(Error::Damaged { file: "store".into(), what: format!("unknown record {}", key.escape_ascii()) }),
+            None => {
+                return Err(Error::Damaged {
+                    file: "store".into(),
+                    what: format!("unknown record {}", key.escape_ascii()),
+                });
+            }
         }
         Ok(true)
     })?;
@@ -46,7 +60,14 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
         counts.push(decode(key, value)?);
         Ok(true)
     })?;
-    parts.payloads.seed(counts.iter().copied())?;
+    let references = counts.iter().flat_map(|(payload, count)| (0..*count).map(|_| *payload));
+    for payload in parts.payloads.seed(references)?.missing {
+        tracing::error!(
+            hash = payload.hex(),
+            length = payload.len,
+            "payload file is missing; restore it from a backup"
+        );
+    }
     let head = parts.store.head();
     Ok(RecoveryReport {
         records: machine.census(),

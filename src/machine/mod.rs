@@ -50,7 +50,7 @@ impl<K> Default for Changes<K> {
 
 /// What a decision brought about: filled by [`Machine::decide`] through [`Out::emit`].
 #[derive(Clone, Debug)]
-pub struct Out<M: Machine + ?Sized> {
+pub struct Out<M: Machine> {
     /// Events in order, each already applied.
     pub events: Vec<M::Event>,
     /// What they changed.
