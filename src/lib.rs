@@ -9,7 +9,9 @@
 //! - layer 4 `cli`
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod config;
+pub mod engine;
 pub mod machine;
 pub mod store;
 pub mod supervisor;
