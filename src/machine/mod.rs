@@ -4,6 +4,7 @@
 //! draws no randomness, does no I/O: all that comes in as [`Input`]. Its state changes only in [`Machine::apply`], so that
 //! applying the recorded events again gives the same records.
 
+pub mod cluster;
 pub mod content;
 pub mod coordinator;
 pub mod ids;

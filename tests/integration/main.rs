@@ -1,5 +1,6 @@
-//! Tests of the modules against real files and processes.
+//! What the parts do together, against real directories, sockets and processes.
 
+mod cluster;
 mod coordinator;
 mod coordinator_limits;
 mod payloads;

@@ -1,0 +1,152 @@
+//! The cluster manager: gives tasks to workers, and keeps what it has promised over any crash.
+//!
+//! Started by `cli` with [`serve`]. The decisions are in `machine::cluster`, the durability in `engine`; here are the doors (`fedvision`,
+//! `fedbroker`), the streams behind them (`worker_stream`, `watch`), what is known only while it runs (`hub`), and the executor
+//! (`effects`). None of them may change state but by a command.
+
+mod convert;
+mod effects;
+mod fedbroker;
+mod fedvision;
+mod hub;
+mod parts;
+mod watch;
+mod worker_stream;
+
+use crate::config::ClusterManagerOptions;
+use crate::engine::clock::{Clock, SystemClock, new_instance};
+use crate::engine::{Engine, Parts};
+use crate::machine::cluster::{Cluster, Command, Rules};
+use crate::store::directory::Directory;
+use crate::store::payload::Payloads;
+use crate::store::sled_store::SledStore;
+use crate::supervisor::{Policy, Supervisor};
+use crate::wire::connect::MESSAGE_MAX;
+use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
+use crate::wire::fedbroker::v1::peer_server::PeerServer;
+use crate::wire::fedvision::framework::cluster::cluster_manager_server::ClusterManagerServer;
+use crate::wire::serve::{PeerService, bind, server};
+use anyhow::Context;
+use parts::Shared;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// The name of this role, on the command line and in its data directory.
+const ROLE: &str = "cluster-manager";
+
+/// What a cluster manager runs by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it keeps its state.
+    pub data_dir: PathBuf,
+    /// The rules of its machine.
+    pub rules: Rules,
+    /// How long a worker's stream may be silent before the connection counts as lost.
+    pub silence: Duration,
+}
+
+impl Settings {
+    /// As the command line says.
+    pub fn from_options(options: &ClusterManagerOptions) -> Self {
+        // Less than a second would lose workers between two heartbeats of FedVision 0.1.
+        let grace = Duration::from_secs(options.worker_grace.max(1));
+        let rules = Rules {
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            max_attempts: options.task_attempts.max(1),
+            ..Rules::default()
+        };
+        Self {
+            data_dir: options.data_dir.clone(),
+            rules,
+            silence: grace,
+        }
+    }
+}
+
+/// Run the role until the supervisor stops it. Prints `cluster-manager ready on <addr>` when it serves.
+///
+/// # Errors
+/// The port or the data directory cannot be had, or the store fails.
+pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
+    let (listener, address) = bind(&options.host, options.port).await?;
+    start(Settings::from_options(&options), listener, &supervisor).await?;
+    println!("{ROLE} ready on {address}");
+    supervisor.run().await
+}
+
+/// Recover and begin to serve on a listener; returns once calls are answered.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Supervisor) -> anyhow::Result<SocketAddr> {
+    let address = listener.local_addr().context("cannot tell the address of the listener")?;
+    let (engine, payloads, instance) = Supervisor::blocking({
+        let settings = settings.clone();
+        move || recover(&settings)
+    })
+    .await??;
+    let report = &engine.report;
+    tracing::info!(
+        found = report.summary(),
+        next_seq = report.next_seq,
+        epoch = report.epoch,
+        payloads = report.payloads,
+        took_ms = u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),
+        "recovered"
+    );
+    let shared = Shared {
+        handle: engine.handle(),
+        payloads,
+        hub: Arc::default(),
+        supervisor: supervisor.clone(),
+        silence: settings.silence,
+        heartbeat: worker_stream::heartbeat(settings.silence),
+    };
+    let (later, timers) = mpsc::unbounded_channel();
+    engine.start(supervisor, effects::sink(shared.hub.clone(), later))?;
+    shared.handle.send(Command::Started).await.context("cannot record the start")?;
+    supervisor.spawn(
+        "timers",
+        Policy::Essential,
+        effects::run(shared.clone(), Arc::new(SystemClock), timers),
+    );
+    listen(listener, shared, instance);
+    Ok(address)
+}
+
+fn recover(settings: &Settings) -> anyhow::Result<(Engine<Cluster>, Arc<Payloads>, String)> {
+    let directory = Directory::open(&settings.data_dir, ROLE, new_instance())?;
+    let store = SledStore::open(&directory)?;
+    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), MESSAGE_MAX as u64)?);
+    let instance = directory.instance().iter().map(|byte| format!("{byte:02x}")).collect();
+    let engine = Engine::recover(Parts {
+        machine: Cluster::new(settings.rules.clone()),
+        store: Arc::new(store),
+        payloads: payloads.clone(),
+        clock: Arc::new(SystemClock) as Arc<dyn Clock>,
+    })?;
+    Ok((engine, payloads, instance))
+}
+
+fn listen(listener: TcpListener, shared: Shared, instance: String) {
+    let supervisor = shared.supervisor.clone();
+    let fedvision = ClusterManagerServer::new(fedvision::FedVision(shared.clone()))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let fedbroker = ClusterServer::new(fedbroker::Fedbroker(shared))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let peer = PeerServer::new(PeerService { role: ROLE, instance });
+    let router = server().add_service(fedvision).add_service(fedbroker).add_service(peer);
+    let (stopped, fatal) = (supervisor.stopped(), supervisor.clone());
+    supervisor.spawn("cluster doors", Policy::Essential, async move {
+        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {
+            fatal.fatal(anyhow::Error::new(error).context("the cluster manager's doors failed"));
+        }
+    });
+}

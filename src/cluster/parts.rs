@@ -1,0 +1,28 @@
+//! What the doors of this role share.
+//!
+//! Made once by `mod.rs`, cloned into every stream. Holds no state of its own.
+
+use super::hub::Hub;
+use crate::engine::Handle;
+use crate::machine::cluster::Cluster;
+use crate::store::payload::Payloads;
+use crate::supervisor::Supervisor;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Shared {
+    /// The door to the loop.
+    pub(super) handle: Handle<Cluster>,
+    /// Task contents.
+    pub(super) payloads: Arc<Payloads>,
+    /// Connections and watchers.
+    pub(super) hub: Arc<Hub>,
+    /// The spawner.
+    pub(super) supervisor: Supervisor,
+    /// How long a worker's stream may be silent.
+    pub(super) silence: Duration,
+    /// How often a worker of ours is to send a sign of life.
+    pub(super) heartbeat: Duration,
+}
