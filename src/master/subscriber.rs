@@ -61,13 +61,13 @@ impl Subscriber {
         self.shared.supervisor.spawn("subscriber", Policy::Essential, async move {
             let mut backoff = Backoff::new();
             loop {
-                match subscriber.subscribe(&mut backoff).await {
+                let trouble = match subscriber.subscribe(&mut backoff).await {
                     Ok(Ended::Duplicate) => subscriber.leave().await,
-                    Ok(Ended::Broken(why)) => tracing::warn!(why, "the subscription ended, subscribing again"),
-                    Err(status) => {
-                        tracing::warn!(code = ?status.code(), why = status.message(), "the coordinator cannot be reached, trying again")
-                    }
-                }
+                    Ok(Ended::Broken(why)) => format!("the subscription ended: {why}"),
+                    Err(status) => format!("the coordinator cannot be reached: {}", status.message()),
+                };
+                tracing::warn!(why = trouble, "not subscribed, trying again");
+                subscriber.shared.subscription.set(false, Some(trouble));
                 backoff.wait().await;
             }
         });
@@ -95,6 +95,7 @@ impl Subscriber {
         let mut offers = client.subscribe(request).await?.into_inner();
         if !silent {
             self.shared.subscription.set(true, None);
+            backoff.reset();
             tracing::info!(party = %self.shared.party, job_types = ?self.job_types, "subscribed");
         }
         loop {
