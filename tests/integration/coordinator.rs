@@ -70,16 +70,19 @@ impl Server {
         });
         let address = within(address).await.unwrap();
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        tokio::select! {
-            answer = within(hello(channel.clone(), "master")) => {
-                assert!(matches!(answer, Ok(PeerKind::Fedbroker { .. })), "{answer:?}");
-                Ok(Self { runtime: Some(runtime), channel, supervisor, serving })
-            }
-            ended = &mut serving => {
-                runtime.shutdown_background();
-                Err(format!("{:#}", ended.unwrap().unwrap_err()))
-            }
+        // A server that cannot have its directory takes its port down with it: then its own error says why.
+        if let Ok(peer) = within(hello(channel.clone(), "master")).await {
+            assert!(matches!(peer, PeerKind::Fedbroker { .. }), "{peer:?}");
+            return Ok(Self {
+                runtime: Some(runtime),
+                channel,
+                supervisor,
+                serving,
+            });
         }
+        let ended = within(&mut serving).await.unwrap();
+        runtime.shutdown_background();
+        Err(format!("{:#}", ended.unwrap_err()))
     }
 
     fn client(&self) -> Client {
