@@ -193,8 +193,8 @@ impl Table {
                 self.void.insert(attempt.clone());
             }
             Some(State::Ended(_)) => {
+                // If it is among the unsent, `next_report` passes over it.
                 self.attempts.remove(attempt);
-                self.unsent.retain(|a| a != attempt);
                 self.remember(attempt);
             }
             None => {}
@@ -223,7 +223,7 @@ impl Table {
         None
     }
 
-    /// True when there is an outcome to send.
+    /// True when there may be an outcome to send.
     pub(super) fn has_reports(&self) -> bool {
         !self.unsent.is_empty()
     }
@@ -297,7 +297,7 @@ mod tests {
         assert!(matches!(table.admit(&a), Admission::Ended));
         assert!(table.has_reports());
         table.acknowledged(&a);
-        assert!(!table.has_reports() && table.known().is_empty());
+        assert!(table.next_report().is_none() && table.known().is_empty());
         assert!(matches!(table.admit(&a), Admission::Done));
         assert!(matches!(table.admit(&attempt("a", 2)), Admission::New { .. }));
     }

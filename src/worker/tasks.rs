@@ -155,7 +155,7 @@ impl Tasks {
         self.table().next_report()
     }
 
-    /// True when there is one.
+    /// True when there may be one.
     pub(super) fn has_reports(&self) -> bool {
         self.table().has_reports()
     }

@@ -6,3 +6,4 @@ mod coordinator_limits;
 mod payloads;
 mod store_contract;
 mod store_sled;
+mod worker;
