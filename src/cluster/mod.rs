@@ -150,3 +150,84 @@ fn listen(listener: TcpListener, shared: Shared, instance: String) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::cluster::records::{CANCEL_REASON_MAX, ENDPOINTS_MAX, Lease, LeaseId, LeaseState, Task, TaskState};
+    use crate::machine::cluster::{Event, Record, STEP_MAX};
+    use crate::machine::content::{Content, INLINE_MAX};
+    use crate::machine::ids::{ID_MAX, JobId, TaskKey, Timestamp, TypeName, WorkerId};
+    use crate::machine::outcome::{End, Outcome, REASON_MAX, STDERR_TAIL_MAX};
+    use crate::store::{COST_MAX, Commit, codec};
+
+    fn id() -> String {
+        "x".repeat(ID_MAX)
+    }
+
+    fn longest_outcome() -> Outcome {
+        let mut outcome = Outcome::without_process(End::Failed, "r".repeat(REASON_MAX));
+        outcome.exit_code = Some(i32::MIN);
+        outcome.stderr_tail = "e".repeat(STDERR_TAIL_MAX);
+        outcome.worker = Some(WorkerId::parse(id()).unwrap());
+        outcome.attempt = u32::MAX;
+        outcome
+    }
+
+    fn longest_task(state: TaskState, content: Content) -> Task {
+        Task {
+            task_type: TypeName::parse(id()).unwrap(),
+            content,
+            fingerprint: [255; 32],
+            assignee: Some(WorkerId::parse(id()).unwrap()),
+            state,
+            stopping: Some("c".repeat(CANCEL_REASON_MAX)),
+            attempts: u32::MAX,
+            max_attempts: u32::MAX,
+            number: u64::MAX,
+            queued_at: Timestamp(u64::MAX),
+            changed_at: Timestamp(u64::MAX),
+            lease: Some(LeaseId::Job(JobId::parse(id()).unwrap())),
+        }
+    }
+
+    #[test]
+    fn the_largest_records_and_the_largest_command_fit_the_store() {
+        let worker = WorkerId::parse(id()).unwrap();
+        let key = TaskKey::parse(id(), id()).unwrap();
+        let assigned = TaskState::Assigned {
+            worker: worker.clone(),
+            attempt: u32::MAX,
+        };
+        let running = Record::Task(Box::new(longest_task(assigned, Content::Inline(vec![255; INLINE_MAX]))));
+        let ended = Record::Task(Box::new(longest_task(TaskState::Ended(longest_outcome()), Content::default())));
+        let lease = Record::Lease(Lease {
+            worker: worker.clone(),
+            ports: vec![u16::MAX; usize::from(ENDPOINTS_MAX)],
+            granted_at: Timestamp(u64::MAX),
+            state: LeaseState::Held { bound: Some(key.clone()) },
+        });
+        let sizes = [&running, &ended, &lease].map(|record| codec::encode(record).len());
+        assert!(sizes.iter().all(|size| *size < 3 * 1024), "{sizes:?}");
+
+        let at = Timestamp(u64::MAX);
+        let outcome = longest_outcome();
+        let lost = codec::encode(&Event::TaskEnded {
+            key: key.clone(),
+            outcome,
+            at,
+        });
+        let placed = codec::encode(&Event::TaskAssigned { key, worker, at });
+        let name = vec![0; 2 * ID_MAX + 3];
+        let records = [
+            (name.clone(), None),
+            (name.clone(), Some(codec::encode(&ended))),
+            (name, Some(codec::encode(&running))),
+        ];
+        let step = Commit {
+            events: vec![lost, placed],
+            changes: records.to_vec(),
+            ..Commit::default()
+        };
+        assert!(step.cost() * STEP_MAX < COST_MAX / 3, "{}", step.cost());
+    }
+}

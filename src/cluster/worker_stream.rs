@@ -6,6 +6,7 @@
 use super::convert;
 use super::hub::{Connection, Order};
 use super::parts::Shared;
+use crate::engine::Refusal;
 use crate::machine::cluster::records::TaskState;
 use crate::machine::cluster::{Attach, Command, Key, Record, Rejection, Reply};
 use crate::machine::content::Content;
@@ -15,7 +16,6 @@ use crate::supervisor::{Policy, Supervisor};
 use crate::wire::fedbroker::v1 as ours;
 use crate::wire::fedvision::framework::Task;
 use crate::wire::fedvision::framework::cluster::enroll;
-use crate::{engine::Refusal, machine::ids::BadId};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use std::time::Duration;
@@ -296,7 +296,7 @@ fn parse_attach(attach: ours::WorkerAttach) -> Result<Attach, Status> {
         return Err(convert::bad("known", &format!("at most {} tasks are taken", convert::KNOWN_MAX)));
     }
     let profile = convert::profile(&attach)?;
-    let worker = WorkerId::parse(attach.worker_id).map_err(|error: BadId| convert::bad_id(error))?;
+    let worker = WorkerId::parse(attach.worker_id).map_err(convert::bad_id)?;
     let known = attach
         .known
         .into_iter()

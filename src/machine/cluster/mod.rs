@@ -29,8 +29,8 @@ use std::collections::BTreeMap;
 
 /// The most workers known at once: a start and a placement look at each.
 pub const WORKERS_MAX: usize = 1024;
-/// The most assignments of one command, and the most tasks and leases one command gives up. Each costs up to 13 KiB in a store batch
-/// with the longest ids, so that a command stays below 1 MiB; the rest follows in commands of its own.
+/// The most assignments of one command, and the most tasks and leases one command gives up. With the longest ids each costs up to
+/// 16 KiB in a store batch, so that a command that does both stays below 2 MiB; the rest follows in commands of its own.
 pub const STEP_MAX: usize = 64;
 
 /// Name of a record.
