@@ -25,8 +25,15 @@ pub(super) struct Answer {
 impl Client {
     /// A client of `host:port`.
     pub(super) fn new(endpoint: &str) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().timeout(LIMIT).no_proxy().build().context("cannot make an HTTP client")?;
-        Ok(Self { http, endpoint: endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned() })
+        let http = reqwest::Client::builder()
+            .timeout(LIMIT)
+            .no_proxy()
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Self {
+            http,
+            endpoint: endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+        })
     }
 
     /// POST JSON.
@@ -44,10 +51,19 @@ impl Client {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Answer> {
-        let response = request.send().await.with_context(|| format!("cannot reach the master at {}", self.endpoint))?;
+        let response = request
+            .send()
+            .await
+            .with_context(|| format!("cannot reach the master at {}", self.endpoint))?;
         let status = response.status().as_u16();
-        let text = response.text().await.with_context(|| format!("the master at {} broke off", self.endpoint))?;
-        Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::Null) })
+        let text = response
+            .text()
+            .await
+            .with_context(|| format!("the master at {} broke off", self.endpoint))?;
+        Ok(Answer {
+            status,
+            body: serde_json::from_str(&text).unwrap_or(Value::Null),
+        })
     }
 }
 

@@ -1,7 +1,11 @@
 //! The command line: one subcommand for each role, and what a user needs around them.
 
 mod client;
+mod federation;
+mod installed;
+mod quickstart;
 mod serve;
+mod standalone;
 mod submit;
 
 use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
@@ -24,6 +28,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Watch a federated job of three parties survive a crash
+    Quickstart(quickstart::QuickstartOptions),
+    /// Run a whole federation on this machine, until Ctrl-C
+    Standalone(standalone::StandaloneOptions),
     /// Submit a job to a master
     Submit(submit::SubmitOptions),
     /// Run the master of a party
@@ -45,12 +53,17 @@ enum Command {
 
 /// Parse the command line and do what it says.
 pub fn main() -> ExitCode {
-    let Cli { command, stop_on_stdin_end } = Cli::parse();
+    let Cli {
+        command,
+        stop_on_stdin_end,
+    } = Cli::parse();
     if let Command::TaskShim { args } = command {
         return shim_main(args);
     }
     telemetry::start(std::env::var(telemetry::LOG_VARIABLE).ok().as_deref());
     let result = match command {
+        Command::Quickstart(options) => quickstart::run(options),
+        Command::Standalone(options) => standalone::run(options),
         Command::Submit(options) => submit::run(options),
         Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),
         Command::Coordinator(options) => serve::role(stop_on_stdin_end, |supervisor| crate::coordinator::serve(options, supervisor)),

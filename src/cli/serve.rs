@@ -14,7 +14,10 @@ pub(super) fn role<F>(stop_on_stdin_end: bool, serve: impl FnOnce(Supervisor) ->
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         let supervisor = Supervisor::new();
         if stop_on_stdin_end {

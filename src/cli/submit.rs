@@ -33,12 +33,19 @@ pub(super) struct SubmitOptions {
 /// The file is no good, or the master cannot be reached or refuses the job.
 pub(super) fn run(options: SubmitOptions) -> anyhow::Result<ExitCode> {
     let request = read(&options.config)?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(submit(options, request))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(submit(options, request))
 }
 
 async fn submit(options: SubmitOptions, request: Value) -> anyhow::Result<ExitCode> {
     let client = Client::new(&options.endpoint)?;
-    let answer = client.post("/submit", &request).await?.good().context("the master refused the job")?;
+    let answer = client
+        .post("/submit", &request)
+        .await?
+        .good()
+        .context("the master refused the job")?;
     println!("{}", serde_json::to_string_pretty(&answer)?);
     let id = answer["job_id"].as_str().context("the master gave no job id")?;
     if !options.wait {
@@ -46,7 +53,11 @@ async fn submit(options: SubmitOptions, request: Value) -> anyhow::Result<ExitCo
     }
     let job = wait(&client, id).await?;
     println!("{}", serde_json::to_string_pretty(&job)?);
-    Ok(if job["state"] == "success" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if job["state"] == "success" {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Ask until the job has ended; a master that is away is waited for.

@@ -1,6 +1,6 @@
 //! The `dummy` job type: tasks that only wait, inside the process that runs them. For trying out a federation and for measuring it.
 //!
-//! `job_config`: `worker_num` (0 to 1024; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
+//! `job_config`: `worker_num` (0 to 256; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
 //! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false).
 
 use super::schema::{integer, small};

@@ -26,8 +26,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// The most parties a job can ask for: each gets a task of its own in one proposal.
-pub const WORKERS_MAX: u32 = 1024;
+/// The most parties a job can ask for: each gets a task of its own, and a coordinator records them all in one batch.
+pub const WORKERS_MAX: u32 = 256;
 /// The longest time a proposal can wait, seconds: a day. Parties hold a call open for it.
 pub const WAIT_MAX_S: u32 = 24 * 3600;
 /// Job types that are named in defaults but not built in yet; enabling one has no effect.

@@ -1,6 +1,6 @@
 //! The `program` job type: federated learning by any program that the parties have installed (`<programs-dir>/<name>/program.toml`).
 //!
-//! `job_config`: `program`, `proposal_wait_time` (seconds, 1 to 86400), `worker_num` (1 to 1024), `endpoints` (0 to 64, default 1),
+//! `job_config`: `program`, `proposal_wait_time` (seconds, 1 to 86400), `worker_num` (1 to 256), `endpoints` (0 to 64, default 1),
 //! `params` (any JSON, given to every step as a file). The initiator's compile step runs when its master has the program installed
 //! and the program has one. A task names a program and never brings one; its payload is another party's and is believed in nothing.
 

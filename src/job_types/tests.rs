@@ -37,8 +37,8 @@ fn errors_name_the_field() {
         "job_config.worker_num: 0 is less than the minimum of 1"
     );
     assert_eq!(
-        program("worker_num", json!(1025)),
-        "job_config.worker_num: 1025 is greater than the maximum of 1024"
+        program("worker_num", json!(257)),
+        "job_config.worker_num: 257 is greater than the maximum of 256"
     );
     assert_eq!(
         program("worker_num", json!(true)),
