@@ -39,6 +39,10 @@ use tokio_stream::wrappers::TcpListenerStream;
 /// The name of this role, on the command line and in its data directory.
 const ROLE: &str = "cluster-manager";
 
+/// The shortest silence that counts as loss, whatever the grace time: both kinds of worker speak once a second at best, and a loaded
+/// machine may make two of those late.
+const SILENCE_MIN: Duration = Duration::from_secs(3);
+
 /// What a cluster manager runs by.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -53,7 +57,6 @@ pub struct Settings {
 impl Settings {
     /// As the command line says.
     pub fn from_options(options: &ClusterManagerOptions) -> Self {
-        // Less than a second would lose workers between two heartbeats of FedVision 0.1.
         let grace = Duration::from_secs(options.worker_grace.max(1));
         let rules = Rules {
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
@@ -63,7 +66,7 @@ impl Settings {
         Self {
             data_dir: options.data_dir.clone(),
             rules,
-            silence: grace,
+            silence: grace.max(SILENCE_MIN),
         }
     }
 }

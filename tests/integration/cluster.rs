@@ -597,7 +597,7 @@ async fn a_watch_stream_answers_each_task_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: a minute in a debug build"]
+#[ignore = "a measurement: some minutes in a debug build"]
 async fn a_watch_stream_carries_a_hundred_thousand_tasks() {
     many(100_000).await;
 }
