@@ -535,3 +535,33 @@ async fn the_example_learns() {
     assert!(done["accuracy"].as_f64().unwrap() > 0.9, "{done}");
     supervisor.stop();
 }
+
+#[tokio::test]
+async fn a_compile_step_ends_when_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    install(dir.path(), "p", "");
+    let file = dir.path().join("programs/p/program.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}[compile]\nargv = [\"sh\", \"-c\", '''{FAMILY}''']\n")).unwrap();
+    let registry = Registry::new(Options {
+        enabled: None,
+        programs_dir: Some(dir.path().join("programs")),
+        data_dir: None,
+        shim: Shim::at(BINARY),
+        who: "master p1".into(),
+    })
+    .unwrap();
+    let input = PrepareInput {
+        job_id: "j".into(),
+        config: json!({"program": "p", "proposal_wait_time": 1, "worker_num": 1}),
+        algorithm_config: None,
+        endpoints: vec![],
+        work_dir: dir.path().join("compile"),
+        attempt: 1,
+    };
+    let family = tokio::select! {
+        prepared = registry.prepare("program", input) => panic!("{prepared:?}"),
+        family = pids(dir.path().join("compile/pids"), 3) => family,
+    };
+    gone(&family).await;
+}
