@@ -68,7 +68,11 @@ pub fn main() -> ExitCode {
         Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),
         Command::Coordinator(options) => serve::role(stop_on_stdin_end, |supervisor| crate::coordinator::serve(options, supervisor)),
         Command::ClusterManager(options) => serve::role(stop_on_stdin_end, |supervisor| crate::cluster::serve(options, supervisor)),
-        Command::ClusterWorker(options) => serve::role(stop_on_stdin_end, |supervisor| crate::worker::serve(options, supervisor)),
+        Command::ClusterWorker(options) => serve::role(stop_on_stdin_end, |supervisor| async move {
+            crate::worker::serve(options, supervisor.clone()).await?;
+            supervisor.stopped().await;
+            Ok(())
+        }),
         Command::TaskShim { .. } => Ok(ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
