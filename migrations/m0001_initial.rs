@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `FORMAT` | lines: title, `format 1`, `role <word>`, `instance <32 hex digits>`, `check <CRC-32 of the lines above, 8 hex digits>` |
 //! | `store` | sled 0.34, 8 MiB segments, the default tree; keys and values below |
-//! | `high-water` | slots of 512 bytes at 0 and 4096, commit n in slot n mod 2: envelope under the key `high-water` around the sum, little endian |
+//! | `high-water` | 512 bytes at 0 and at 4096, commit n at n mod 2: envelope, key `high-water`, of the sum, little endian |
 //! | `payloads` | `<2 hex digits>/<64 hex digits>`, the SHA-256 of the content |
 //!
 //! | key | body |

@@ -151,6 +151,17 @@ pub(super) fn sync_tree(path: &Path) -> Result<(), Error> {
     sync_dir(path)
 }
 
+/// Ask the file system to make each change of names in a directory durable as it happens, for a writer that does not sync it.
+/// Some file systems cannot; they are left as they are.
+pub(super) fn sync_names_at_once(dir: &Path) -> Result<(), Error> {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let opened = File::open(dir).map_err(Error::at("open", dir))?;
+    if let Err(error) = ioctl_getflags(&opened).and_then(|flags| ioctl_setflags(&opened, flags | IFlags::DIRSYNC)) {
+        tracing::debug!(dir = %dir.display(), %error, "the file system does not sync names at once");
+    }
+    Ok(())
+}
+
 /// The paths in a directory.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = fs::read_dir(dir).map_err(Error::at("list", dir))?;

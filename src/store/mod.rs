@@ -18,8 +18,8 @@ pub type Seq = u64;
 
 /// The longest key, bytes: ids are at most 200 bytes each, and a key holds at most two of them.
 pub const KEY_MAX: usize = 512;
-/// The longest stored value with its envelope, bytes. The storage engine moves large values into side files that break the atomicity of a batch; 4 KiB stays
-/// clear of that by a factor of 30. Larger content goes to [`payload`].
+/// The longest stored value with its envelope, bytes. The storage engine moves large values into side files that break the atomicity
+/// of a batch; 4 KiB stays clear of that by a factor of 30. Larger content goes to [`payload`].
 pub const VALUE_MAX: usize = 4096;
 /// The longest event or record a commit may carry, bytes.
 pub const BODY_MAX: usize = VALUE_MAX - codec::ENVELOPE_LEN;

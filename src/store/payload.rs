@@ -55,6 +55,8 @@ struct Entry {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// No file that can be relied on: none yet, or it was found missing or damaged. Whoever brings the content writes it (anew).
+    Missing,
     /// Being given its name; the syncs are out. Others who bring the same content wait.
     Publishing,
     Durable,
@@ -92,14 +94,20 @@ impl Payloads {
         let mut table = self.shared.lock();
         for payload in refs {
             let known = table.entries.contains_key(&payload.hash);
-            table.entries.entry(payload.hash).or_insert_with(Entry::durable).records += 1;
-            if !known && !self.shared.files.is_there(&payload)? {
+            let entry = table.entries.entry(payload.hash).or_insert_with(|| Entry::new(State::Durable));
+            entry.records += 1;
+            if known {
+                continue;
+            }
+            if self.shared.files.is_there(&payload)? {
+                seeded.kept += 1;
+            } else {
                 let file = self.shared.files.path(&payload.hash);
                 tracing::error!(file = %file.display(), "a payload that records refer to is missing");
+                entry.state = State::Missing;
                 seeded.missing.push(payload);
             }
         }
-        seeded.kept = table.entries.len() - seeded.missing.len();
         for hash in self.shared.files.all()? {
             if !table.entries.contains_key(&hash) && self.shared.files.remove(&hash) {
                 seeded.removed += 1;
@@ -125,7 +133,7 @@ impl Payloads {
         })
     }
 
-    /// Pin a payload that a record refers to, so that it stays while it is used; `None` if there is none (any more).
+    /// Pin a payload that a record refers to, so that it stays while it is used; `None` if there is no file to rely on (any more).
     pub fn pin(&self, payload: &PayloadRef) -> Option<Pinned> {
         let mut table = self.shared.lock();
         let entry = table.entries.get_mut(&payload.hash).filter(|entry| entry.state == State::Durable)?;
@@ -138,9 +146,8 @@ impl Payloads {
     /// A reader whose record may be released meanwhile takes a [`Payloads::pin`] first, to tell removed from damaged.
     pub fn get(&self, payload: &PayloadRef) -> Result<Vec<u8>, Error> {
         let mut content = Vec::new();
-        let mut reader = self.reader(payload)?;
         let path = self.shared.files.path(&payload.hash);
-        match reader.read_to_end(&mut content) {
+        match self.reader(payload)?.read_to_end(&mut content) {
             Ok(_) => Ok(content),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
                 file: path,
@@ -152,8 +159,13 @@ impl Payloads {
 
     /// The content in pieces; see [`Reader`]. A payload removed meanwhile can be read to its end.
     pub fn reader(&self, payload: &PayloadRef) -> Result<Reader, Error> {
-        let file = self.shared.files.open_content(payload)?;
+        let file = self.shared.files.open_content(payload).inspect_err(|error| {
+            if matches!(error, Error::Damaged { .. }) {
+                self.distrust(payload);
+            }
+        })?;
         Ok(Reader {
+            payloads: self.clone(),
             file,
             expected: *payload,
             hasher: Sha256::new(),
@@ -167,7 +179,11 @@ impl Payloads {
     pub fn settle(&self, held: &[PayloadRef], released: &[PayloadRef]) {
         let mut table = self.shared.lock();
         for payload in held {
-            table.entries.entry(payload.hash).or_insert_with(Entry::durable).records += 1;
+            table
+                .entries
+                .entry(payload.hash)
+                .or_insert_with(|| Entry::new(State::Durable))
+                .records += 1;
         }
         for payload in released {
             match table.entries.get_mut(&payload.hash) {
@@ -195,38 +211,40 @@ impl Payloads {
     fn publish(&self, temp: NamedTempFile, payload: PayloadRef) -> Result<Pinned, Error> {
         let mut table = self.shared.lock();
         loop {
-            match table.entries.get_mut(&payload.hash) {
-                None => break,
-                Some(entry) if entry.state == State::Durable => {
+            let entry = table.entries.entry(payload.hash).or_insert_with(|| Entry::new(State::Missing));
+            match entry.state {
+                State::Missing => {
+                    entry.state = State::Publishing;
+                    entry.pins += 1;
+                    break;
+                }
+                State::Durable => {
                     entry.pins += 1;
                     return Ok(self.pinned(payload));
                 }
-                Some(_) => table = self.shared.changed.wait(table).expect("see lock"),
+                State::Publishing | State::Removing => table = self.shared.changed.wait(table).expect("see lock"),
             }
         }
-        table.entries.insert(
-            payload.hash,
-            Entry {
-                records: 0,
-                pins: 1,
-                state: State::Publishing,
-            },
-        );
         drop(table);
         let published = self.shared.files.publish(temp, &payload.hash);
-        let mut table = self.shared.lock();
-        match &published {
-            Ok(()) => {
-                table.entries.entry(payload.hash).and_modify(|entry| entry.state = State::Durable);
-            }
-            // Whether the name is durable is unknown: forget it. Who waited writes it anew, else the next start removes it.
-            Err(_) => {
-                table.entries.remove(&payload.hash);
-            }
-        }
+        // Made before the lock is taken, and dropped after it is free: a guard takes it when it goes.
+        let pinned = self.pinned(payload);
+        let state = if published.is_ok() { State::Durable } else { State::Missing };
+        self.shared
+            .lock()
+            .entries
+            .entry(payload.hash)
+            .and_modify(|entry| entry.state = state);
         self.shared.changed.notify_all();
-        drop(table);
-        published.map(|()| self.pinned(payload))
+        published.map(|()| pinned)
+    }
+
+    /// A file was found missing or damaged: do not take it for the content when somebody brings that again.
+    fn distrust(&self, payload: &PayloadRef) {
+        let mut table = self.shared.lock();
+        if let Some(entry) = table.entries.get_mut(&payload.hash).filter(|entry| entry.state == State::Durable) {
+            entry.state = State::Missing;
+        }
     }
 
     /// A guard for a pin that is counted already.
@@ -247,16 +265,16 @@ impl Shared {
 }
 
 impl Entry {
-    fn durable() -> Entry {
+    fn new(state: State) -> Entry {
         Entry {
             records: 0,
             pins: 0,
-            state: State::Durable,
+            state,
         }
     }
 
     fn is_unheld(&self) -> bool {
-        self.records == 0 && self.pins == 0 && self.state == State::Durable
+        self.records == 0 && self.pins == 0 && matches!(self.state, State::Durable | State::Missing)
     }
 }
 
@@ -355,6 +373,7 @@ impl Writer {
 /// Reads a payload and checks it on the way: the read that meets the end fails with `InvalidData` if length or hash do not fit. What
 /// was read before that is not proved yet.
 pub struct Reader {
+    payloads: Payloads,
     file: File,
     expected: PayloadRef,
     hasher: Sha256,
@@ -368,6 +387,7 @@ impl Read for Reader {
         self.len += count as u64;
         let ended = count == 0 && !buffer.is_empty();
         if ended && (self.len != self.expected.len || self.hasher.clone().finalize()[..] != self.expected.hash) {
+            self.payloads.distrust(&self.expected);
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("its {} bytes do not have the hash in its name", self.len),

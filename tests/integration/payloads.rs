@@ -125,7 +125,10 @@ fn a_start_keeps_what_records_hold_and_removes_the_rest() {
     assert!(!file(dir.path(), &unheld).exists());
     assert!(!dir.path().join(".tmpA1b2C3").exists());
     assert!(dir.path().join("notes.txt").exists());
-    payloads.settle(&[], &[held]);
+    payloads.put(b"lost").unwrap();
+    assert_eq!(payloads.get(&lost).unwrap(), b"lost", "bringing the content again mends it");
+    payloads.settle(&[], &[held, short]);
+    assert!(!file(dir.path(), &short).exists());
     assert_eq!(payloads.get(&held).unwrap(), b"held", "two records held it");
     payloads.settle(&[], &[held]);
     assert!(!file(dir.path(), &held).exists());
@@ -149,6 +152,8 @@ fn damage_is_named() {
     assert!(damaged());
     fs::remove_file(&path).unwrap();
     assert!(damaged());
+    payloads.put(&[7; 100_000]).unwrap();
+    assert!(payloads.get(&pinned).is_ok(), "bringing the content again mends it");
 }
 
 #[test]

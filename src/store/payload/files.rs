@@ -134,6 +134,7 @@ impl Files {
         let path = self.path(hash);
         match fs::remove_file(&path) {
             Ok(()) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => true,
             Err(error) => {
                 tracing::warn!(file = %path.display(), %error, "an unused payload stays until the next start");
                 false

@@ -39,10 +39,14 @@ impl HighWater {
     pub(super) fn open(path: &Path) -> Result<(HighWater, Option<Mark>), Error> {
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = open.map_err(Error::at("open", path))?;
-        // At its full length from the start, so that no later write needs space.
-        file.set_len(2 * SLOT_DISTANCE)
-            .and_then(|()| file.sync_all())
-            .map_err(Error::at("write", path))?;
+        let prepare = || {
+            // Written out from the start, so that no later write needs space.
+            if file.metadata()?.len() < 2 * SLOT_DISTANCE {
+                file.write_all_at(&[0; 2 * SLOT_DISTANCE as usize], 0)?;
+            }
+            file.sync_all()
+        };
+        prepare().map_err(Error::at("write", path))?;
         sync_parent(path)?;
         let mark = [0, 1]
             .into_iter()

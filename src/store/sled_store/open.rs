@@ -6,7 +6,7 @@
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::{HEAD_KEY, Position, SledStore, verify};
-use crate::store::directory::{Directory, exists, list, sync_parent, sync_tree};
+use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
 use crate::store::{Error, codec};
 use std::fs;
 use std::path::Path;
@@ -14,9 +14,10 @@ use std::path::Path;
 pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
     let dir = directory.store_dir();
     let high_water = directory.path().join("high-water");
+    // The high-water file is made after the store was first opened, so it proves that there was one.
+    let served_before = exists(&high_water)?;
     if !exists(&dir)? {
-        // The high-water file is made after the store, so it proves that there was one.
-        if exists(&high_water)? {
+        if served_before {
             let what = format!(
                 "it is missing, and {} tells of commits in it; restore the whole directory",
                 high_water.display()
@@ -25,7 +26,9 @@ pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
         }
         create(&dir)?;
     }
-    tidy(&dir)?;
+    tidy(&dir, served_before)?;
+    // The engine renames a new index into place and then zeroes what only the old one needs: that order must hold on disk as well.
+    sync_names_at_once(&dir)?;
     let disk = Disk::open(&dir)?;
     // After a kill the engine recovers from the page cache; what it shows must be on disk before anyone is told of it.
     sync_tree(&dir)?;
@@ -67,13 +70,27 @@ fn create(dir: &Path) -> Result<(), Error> {
     sync_parent(dir)
 }
 
-/// Remove what the engine trips over, refuse what must not be there.
-fn tidy(dir: &Path) -> Result<(), Error> {
+/// Remove what the engine trips over, refuse what it would take the wrong way.
+///
+/// Its index files, `snap.<lsn>`, must stay: after writing one it zeroes the log segments that hold nothing live, and an open without
+/// the index takes such a gap for a torn log and empties it for good.
+fn tidy(dir: &Path, served_before: bool) -> Result<(), Error> {
+    let mut indexed = false;
     for path in list(dir)? {
-        // Index files, rebuilt from the log at each open. One that a crash left half written makes every later open fail.
-        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"snap.")) {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if name.starts_with(b"snap.") && name.ends_with(b".generating") {
+            // Half written when an earlier open ended. The engine takes the newest name, so every open would fail.
             fs::remove_file(&path).map_err(Error::at("remove", &path))?;
+        } else if name.starts_with(b"snap.") {
+            indexed = true;
         }
+    }
+    if served_before && !indexed {
+        let what = "its index file, snap.*, is missing, and without it the log cannot be read; restore the whole directory".to_owned();
+        return Err(Error::Damaged {
+            file: dir.to_owned(),
+            what,
+        });
     }
     let blobs = dir.join("blobs");
     if exists(&blobs)?
