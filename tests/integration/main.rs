@@ -3,7 +3,10 @@
 mod cluster;
 mod coordinator;
 mod coordinator_limits;
+mod federation;
 mod payloads;
 mod store_contract;
 mod store_sled;
+#[path = "../support/mod.rs"]
+mod support;
 mod worker;
