@@ -168,7 +168,14 @@ impl<W: World> Drop for History<W> {
 
 impl<W: World> History<W> {
     fn new() -> Self {
-        let (disk, dir, gate) = (SimDisk::new(), tempfile::tempdir().unwrap(), Gate::default());
+        // The disk under test is the simulated one; the payload files need not wait for a real one.
+        let in_memory = std::path::Path::new("/dev/shm");
+        let parent = if in_memory.is_dir() {
+            in_memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
+        let (disk, dir, gate) = (SimDisk::new(), tempfile::tempdir_in(parent).unwrap(), Gate::default());
         let now = 1_700_000_000_000_000;
         gate.set(now);
         let starting = Process::<W>::recover(&disk, dir.path(), &gate).unwrap();
