@@ -8,7 +8,7 @@ use super::{EffectSink, Envelope, Parts, Refusal};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Out};
 use crate::store::{COST_MAX, Commit, Error, codec};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use tokio::sync::{mpsc, oneshot};
 
 /// No more commands are taken once the events of a batch cost this much: the records they touch cost as much again and more, and the
@@ -27,6 +27,8 @@ struct Turn<M: Machine> {
     events: Vec<Vec<u8>>,
     event_cost: usize,
     changes: Changes<M::Key>,
+    /// Ended records on disk that a command was shown: one that lives again must not stay there as history.
+    recalled: BTreeSet<M::Key>,
     effects: Vec<M::Effect>,
     answers: Vec<Answer<M>>,
 }
@@ -37,6 +39,7 @@ impl<M: Machine> Turn<M> {
             events: Vec::new(),
             event_cost: 0,
             changes: Changes::default(),
+            recalled: BTreeSet::new(),
             effects: Vec::new(),
             answers: Vec::new(),
         }
@@ -84,7 +87,13 @@ impl<M: Machine> Loop<M> {
 
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
         let recalled = match self.parts.machine.recall(&envelope.command) {
-            Some(key) if self.parts.machine.record(&key).is_none() => self.reader.ended(&key)?,
+            Some(key) if self.parts.machine.record(&key).is_none() => {
+                let record = self.reader.ended(&key)?;
+                if record.is_some() {
+                    turn.recalled.insert(key);
+                }
+                record
+            }
             _ => None,
         };
         let now = self.parts.clock.now();
@@ -114,12 +123,13 @@ impl<M: Machine> Loop<M> {
         let Turn {
             events,
             changes,
+            recalled,
             effects,
             answers,
             ..
         } = turn;
         if !events.is_empty() {
-            let (records, ended) = self.encode_records(&changes)?;
+            let (records, ended) = self.encode_records(&changes, &recalled)?;
             let head = self.parts.store.head();
             let commit = Commit {
                 epoch: head.epoch,
@@ -149,14 +159,23 @@ impl<M: Machine> Loop<M> {
 
     /// The changed records as store changes, and the keys of those that have ended.
     #[expect(clippy::type_complexity, reason = "a pair used once, by the caller above")]
-    fn encode_records(&mut self, changes: &Changes<M::Key>) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
+    fn encode_records(
+        &mut self,
+        changes: &Changes<M::Key>,
+        recalled: &BTreeSet<M::Key>,
+    ) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
         let mut records = Vec::with_capacity(changes.keys.len() * 2);
         let mut ended = Vec::new();
         for key in &changes.keys {
             let bytes = M::key_bytes(key);
             let (live, past) = (record_key(LIVE, &bytes), record_key(ENDED, &bytes));
             match self.parts.machine.record(key) {
-                Some(record) if M::is_live(&record) => records.push((live, Some(codec::encode(&record)))),
+                Some(record) if M::is_live(&record) => {
+                    records.push((live, Some(codec::encode(&record))));
+                    if recalled.contains(key) {
+                        records.push((past, None));
+                    }
+                }
                 Some(record) => {
                     records.push((live, None));
                     records.push((past, Some(codec::encode(&record))));
