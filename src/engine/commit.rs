@@ -8,7 +8,7 @@ use super::{EffectSink, Envelope, Parts, Refusal};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Out};
 use crate::store::{COST_MAX, Commit, Error, codec};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use tokio::sync::{mpsc, oneshot};
 
 /// No more commands are taken once the events of a batch cost this much: the records they touch cost as much again and more, and the
@@ -29,6 +29,8 @@ struct Turn<M: Machine> {
     changes: Changes<M::Key>,
     effects: Vec<M::Effect>,
     answers: Vec<Answer<M>>,
+    /// Ended records that were read back from disk: one of them may live again after this turn.
+    recalled: BTreeSet<M::Key>,
 }
 
 impl<M: Machine> Turn<M> {
@@ -39,6 +41,7 @@ impl<M: Machine> Turn<M> {
             changes: Changes::default(),
             effects: Vec::new(),
             answers: Vec::new(),
+            recalled: BTreeSet::new(),
         }
     }
 
@@ -84,7 +87,11 @@ impl<M: Machine> Loop<M> {
 
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
         let recalled = match self.parts.machine.recall(&envelope.command) {
-            Some(key) if self.parts.machine.record(&key).is_none() => self.reader.ended(&key)?,
+            Some(key) if self.parts.machine.record(&key).is_none() => {
+                let ended = self.reader.ended(&key)?;
+                turn.recalled.extend(ended.is_some().then_some(key));
+                ended
+            }
             _ => None,
         };
         let now = self.parts.clock.now();
@@ -116,10 +123,11 @@ impl<M: Machine> Loop<M> {
             changes,
             effects,
             answers,
+            recalled,
             ..
         } = turn;
         if !events.is_empty() {
-            let (records, ended) = self.encode_records(&changes)?;
+            let (records, ended) = self.encode_records(&changes, &recalled)?;
             let head = self.parts.store.head();
             let commit = Commit {
                 epoch: head.epoch,
@@ -147,16 +155,26 @@ impl<M: Machine> Loop<M> {
         Ok(())
     }
 
-    /// The changed records as store changes, and the keys of those that have ended.
+    /// The changed records as store changes, and the keys of those that have ended. A record that lives again leaves the ended ones: a key
+    /// must never name two records.
     #[expect(clippy::type_complexity, reason = "a pair used once, by the caller above")]
-    fn encode_records(&mut self, changes: &Changes<M::Key>) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
+    fn encode_records(
+        &mut self,
+        changes: &Changes<M::Key>,
+        recalled: &BTreeSet<M::Key>,
+    ) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
         let mut records = Vec::with_capacity(changes.keys.len() * 2);
         let mut ended = Vec::new();
         for key in &changes.keys {
             let bytes = M::key_bytes(key);
             let (live, past) = (record_key(LIVE, &bytes), record_key(ENDED, &bytes));
             match self.parts.machine.record(key) {
-                Some(record) if M::is_live(&record) => records.push((live, Some(codec::encode(&record)))),
+                Some(record) if M::is_live(&record) => {
+                    records.push((live, Some(codec::encode(&record))));
+                    if recalled.contains(key) {
+                        records.push((past, None));
+                    }
+                }
                 Some(record) => {
                     records.push((live, None));
                     records.push((past, Some(codec::encode(&record))));
@@ -199,5 +217,82 @@ impl<M: Machine> Loop<M> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::clock::SystemClock;
+    use crate::machine::cluster::records::{Ports, Profile, Worker};
+    use crate::machine::cluster::{Attach, Cluster, Command, Key, Record, Rules};
+    use crate::machine::ids::WorkerId;
+    use crate::store::payload::Payloads;
+    use crate::store::sim_store::SimDisk;
+    use std::sync::Arc;
+
+    fn send(engine: &mut Loop<Cluster>, commands: Vec<Command>) {
+        let mut turn = Turn::new();
+        for command in commands {
+            let (answer, _) = oneshot::channel();
+            engine.take(Envelope { command, answer }, &mut turn).unwrap();
+        }
+        engine.finish(turn).unwrap();
+    }
+
+    fn workers(engine: &Loop<Cluster>) -> Vec<Worker> {
+        let mut found = Vec::new();
+        let each = |_, record| {
+            if let Record::Worker(worker) = record {
+                found.push(worker);
+            }
+            true
+        };
+        engine.reader.scan(&[], each).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_record_that_lives_again_is_not_among_the_ended_ones_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = Parts {
+            machine: Cluster::new(Rules::default()),
+            store: Arc::new(SimDisk::new().open().unwrap()),
+            payloads: Arc::new(Payloads::open(dir.path(), 1024).unwrap()),
+            clock: Arc::new(SystemClock),
+        };
+        let mut engine = Loop::new(parts, Box::new(drop));
+        let worker = WorkerId::parse("w").unwrap();
+        let profile = Profile {
+            ip: "127.0.0.1".to_owned(),
+            max_tasks: 1,
+            ports: Ports::default(),
+            instance: "i".to_owned(),
+            legacy: false,
+        };
+        let attach = Command::Attach(Attach {
+            worker: worker.clone(),
+            profile,
+            known: Vec::new(),
+        });
+        let away = |session| Command::ConnectionLost {
+            worker: worker.clone(),
+            session,
+        };
+        let lost = |session| Command::WorkerLost {
+            worker: worker.clone(),
+            session,
+        };
+        send(&mut engine, vec![attach.clone(), away(1)]);
+        send(&mut engine, vec![lost(1)]);
+        assert!(workers(&engine).len() == 1 && workers(&engine)[0].is_lost());
+        send(&mut engine, vec![attach.clone()]);
+        assert!(workers(&engine).len() == 1 && workers(&engine)[0].is_attached());
+        // Back and lost again within one turn.
+        send(&mut engine, vec![away(2), lost(2)]);
+        send(&mut engine, vec![attach, away(3), lost(3)]);
+        assert!(workers(&engine).len() == 1 && workers(&engine)[0].is_lost());
+        let found = engine.reader.get(&Key::Worker(worker)).unwrap();
+        assert!(matches!(found, Some(Record::Worker(worker)) if worker.session == 3));
     }
 }

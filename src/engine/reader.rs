@@ -52,13 +52,14 @@ impl<M: Machine> Reader<M> {
         }
     }
 
-    /// A record, live or ended. A record only ever moves from live to ended, so looking in this order never misses one.
+    /// A record, live or ended. One that moves from live to ended meanwhile is not missed, since it is looked for in this order; one that comes
+    /// back to life is found by the second look.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn get(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
         let bytes = M::key_bytes(key);
-        for kind in [LIVE, ENDED] {
+        for kind in [LIVE, ENDED, LIVE] {
             let key = record_key(kind, &bytes);
             if let Some(value) = self.store.get(&key)? {
                 return decode(&key, &value).map(Some);
