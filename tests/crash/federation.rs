@@ -106,11 +106,12 @@ async fn a_federation_that_is_killed_again_and_again_keeps_its_word() {
         "FEDBROKER_CRASH_SEED={seed} FEDBROKER_CRASH_ROUNDS={rounds}, logs and stores in {}",
         federation.dir.path().display()
     );
+    let mut killer = Killer::new(StdRng::seed_from_u64(seed));
+    killer.births(&mut federation).await;
     federation.start_all().await;
     let recoveries = Recoveries::default();
     let mut watchers = watch_recoveries(&federation, &recoveries);
     let mut load = Load::start(&federation, seed);
-    let mut killer = Killer::new(StdRng::seed_from_u64(seed));
     for _ in 0..rounds {
         killer.round(&mut federation, &mut load).await;
     }

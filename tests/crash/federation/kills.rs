@@ -19,6 +19,11 @@ const PAUSE_MS: u64 = 1900;
 /// A kill follows a burst of submissions within this time, ms: about as long as the master has to do with them.
 const BURST_MS: u64 = 40;
 
+/// Times that all durable roles are killed while they make their data directories.
+const BIRTHS: u32 = 4;
+/// The latest moment of that, ms after the start: about when a debug build is ready.
+const BIRTH_MS: u64 = 400;
+
 /// What was done.
 #[derive(Default, Debug)]
 pub struct Tally {
@@ -26,7 +31,7 @@ pub struct Tally {
     pub by_role: BTreeMap<String, u32>,
     /// Times that all durable roles went at once.
     pub power_cuts: u32,
-    /// SIGKILLs that hit a role less than 300 ms after its start.
+    /// SIGKILLs that hit a role less than 400 ms after its start.
     pub in_recovery: u32,
     /// Workers that stayed away until they were given up.
     pub workers_away: u32,
@@ -52,6 +57,19 @@ impl Killer {
             random,
             away: None,
             tally: Tally::default(),
+        }
+    }
+
+    /// Kill every durable role on its first starts; whatever it leaves, the next start must go on from there.
+    pub async fn births(&mut self, federation: &mut Federation) {
+        let roles = federation.roles();
+        let durable: Vec<usize> = (0..roles.len()).filter(|i| kind(roles[*i]) != "worker").collect();
+        for _ in 0..BIRTHS {
+            self.start(federation, &durable);
+            self.sleep(BIRTH_MS).await;
+            Self::all_run_of(federation, &durable);
+            self.tally.in_recovery += u32::try_from(durable.len()).unwrap();
+            self.kill(federation, &durable).await;
         }
     }
 
@@ -101,13 +119,13 @@ impl Killer {
 
     /// A role that ends by itself is a failure, whatever was done to the others.
     pub fn all_run(&self, federation: &mut Federation) {
-        for (index, role) in federation.roles().into_iter().enumerate() {
-            assert!(
-                self.is_away(index) || role.runs(),
-                "{} has ended by itself; its log:\n{}",
-                role.name,
-                role.log()
-            );
+        let all: Vec<usize> = (0..federation.roles().len()).filter(|i| !self.is_away(*i)).collect();
+        Self::all_run_of(federation, &all);
+    }
+
+    fn all_run_of(federation: &mut Federation, of: &[usize]) {
+        for (_, role) in federation.roles().into_iter().enumerate().filter(|(i, _)| of.contains(i)) {
+            assert!(role.runs(), "{} has ended by itself; its log:\n{}", role.name, role.log());
         }
     }
 

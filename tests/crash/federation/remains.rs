@@ -5,7 +5,7 @@ use crate::support::Federation;
 use fedbroker::engine::reader::Reader;
 use fedbroker::machine::cluster::records::Task as ClusterTask;
 use fedbroker::machine::cluster::{self, Cluster};
-use fedbroker::machine::content::Content;
+use fedbroker::machine::content::{Content, PayloadRef};
 use fedbroker::machine::coordinator::{self, Coordinator};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskKey};
 use fedbroker::machine::master::records::{Job, Participation, ParticipationState, Task, TaskState};
@@ -14,7 +14,8 @@ use fedbroker::machine::{Changes, Machine};
 use fedbroker::store::directory::Directory;
 use fedbroker::store::payload::Payloads;
 use fedbroker::store::sled_store::SledStore;
-use std::collections::BTreeMap;
+use fedbroker::store::{Store, codec};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ pub struct History<M: Machine> {
     pub records: BTreeMap<M::Key, M::Record>,
     /// All events.
     pub events: Vec<M::Event>,
+    /// How many records refer to each payload file, as the store counts them.
+    counts: HashMap<PayloadRef, u32>,
     payloads: Payloads,
 }
 
@@ -31,7 +34,10 @@ impl<M: Machine> History<M> {
     fn read(dir: &Path, role: &str) -> Self {
         let directory = Directory::open(dir, role, [0; 16]).unwrap();
         let payloads = Payloads::open(&directory.payload_dir(), 1 << 30).unwrap();
-        let reader = Reader::<M>::new(Arc::new(SledStore::open(&directory).unwrap()));
+        let store = Arc::new(SledStore::open(&directory).unwrap());
+        let counts = store.scan(b"p", None, usize::MAX).unwrap();
+        let counts = counts.into_iter().map(|(_, value)| codec::decode(&value).unwrap()).collect();
+        let reader = Reader::<M>::new(store);
         let mut records = BTreeMap::new();
         let each = |key: M::Key, record| {
             assert!(
@@ -49,7 +55,12 @@ impl<M: Machine> History<M> {
             }
             events.extend(page.into_iter().map(|(_, event)| event));
         }
-        Self { records, events, payloads }
+        Self {
+            records,
+            events,
+            counts,
+            payloads,
+        }
     }
 
     /// The bytes of a record's content.
@@ -60,7 +71,7 @@ impl<M: Machine> History<M> {
         }
     }
 
-    /// All events once more, in a fresh machine, must give all records and nothing else.
+    /// All events once more, in a fresh machine, must give all records and nothing else; payload files are counted as the records refer to them.
     pub fn check_replay(&self, who: &str, mut machine: M) {
         let mut changes = Changes::default();
         for event in &self.events {
@@ -73,6 +84,12 @@ impl<M: Machine> History<M> {
                 "{who}: the events say otherwise than the record {key:?}"
             );
         }
+        let mut counts: HashMap<PayloadRef, u32> = HashMap::new();
+        for payload in self.records.values().flat_map(M::payloads) {
+            assert!(self.payloads.get(&payload).is_ok(), "{who}: the file of {payload:?} is gone");
+            *counts.entry(payload).or_default() += 1;
+        }
+        assert_eq!(counts, self.counts, "{who}: references to payload files");
     }
 }
 
