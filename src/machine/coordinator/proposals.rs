@@ -3,7 +3,7 @@
 //! Called by the machine's `decide`. Must never let a proposal end without a recorded verdict, and never give a task to two parties.
 
 use super::draw::draw;
-use super::{Coordinator, Effect, Entry, Event, PARTICIPANTS_MAX, RELEASE_MAX, Record, Rejection, Reply, TASKS_MAX, WAIT_MAX_S};
+use super::{Coordinator, Effect, Entry, Event, PARTICIPANTS_MAX, RELEASE_MAX, RETURN_MS, Record, Rejection, Reply, TASKS_MAX, WAIT_MAX_S};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
 use crate::machine::{Input, Out};
@@ -45,7 +45,8 @@ pub struct Proposal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Parties may accept. Moved on by the timer of its window. A crash keeps the acceptances; the timer is set again at start, and
-    /// fires at once if the window ended meanwhile.
+    /// fires at once if the window ended meanwhile, but not before the parties had time to come back if they are still too few. Then it
+    /// closes as soon as they are enough.
     Open,
     /// The verdict is known and the tasks are kept for chosen parties that ask (again). Moved on by the retention timer. A crash changes
     /// nothing; the timer is set again at start.
@@ -300,7 +301,19 @@ impl Coordinator {
             (None, Some(_)) => Ok(Reply::Wait),
             (None, None) if entry.is_some_and(|entry| entry.participants.len() >= PARTICIPANTS_MAX) => Err(Rejection::TooManyParticipants),
             (None, None) => {
-                out.emit(self, Event::Accepted { job, party, at: input.now });
+                let over = input.now >= known.closes_at;
+                out.emit(
+                    self,
+                    Event::Accepted {
+                        job: job.clone(),
+                        party,
+                        at: input.now,
+                    },
+                );
+                if over && self.proposals.get(&job).is_some_and(|entry| self.has_enough(entry)) {
+                    // Only a start keeps a window open for longer, and only for want of this one.
+                    self.close(&job, input, out);
+                }
                 Ok(Reply::Wait)
             }
             (Some(_), None) => Ok(Reply::Timeout),
@@ -318,12 +331,7 @@ impl Coordinator {
         let Some(entry) = self.proposals.get(job).filter(|entry| entry.proposal.is_open()) else {
             return Reply::Done;
         };
-        let present: Vec<PartyId> = entry
-            .participants
-            .keys()
-            .filter(|party| self.parties.contains_key(*party))
-            .cloned()
-            .collect();
+        let present: Vec<PartyId> = self.present(entry).cloned().collect();
         let (min, max, tasks) = (entry.proposal.min as usize, entry.proposal.max as usize, entry.tasks.len());
         let (verdict, reason) = if present.len() < min {
             (
@@ -389,6 +397,27 @@ impl Coordinator {
             });
         }
         Reply::Done
+    }
+
+    /// Those who accepted and have not left since.
+    fn present<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a PartyId> {
+        entry.participants.keys().filter(|party| self.parties.contains_key(*party))
+    }
+
+    fn has_enough(&self, entry: &Entry) -> bool {
+        self.present(entry).count() >= entry.proposal.min as usize
+    }
+
+    /// The timer a proposal needs after a start: a crash of this process must not cost a job its parties.
+    pub(super) fn timer_at_start(&self, entry: &Entry, now: Timestamp) -> Option<Effect> {
+        let effect = self.timer(&entry.proposal)?;
+        Some(match effect {
+            Effect::CloseAt { job, at } if !self.has_enough(entry) => Effect::CloseAt {
+                job,
+                at: at.max(now.plus_ms(RETURN_MS)),
+            },
+            other => other,
+        })
     }
 
     /// The timer a proposal needs now.

@@ -394,6 +394,28 @@ fn coming_back_while_a_proposal_is_open_brings_its_offer_again() {
 }
 
 #[test]
+fn a_start_leaves_the_parties_time_to_come_back_and_closes_once_they_are_enough() {
+    let mut world = World::subscribed(&["a", "b"]);
+    world.reply(propose("j", 2, 5, 2, 2));
+    world.reply(fetch("a", "j-coo_1"));
+    // Long after the window.
+    world.now = Timestamp(60_000_000);
+    let at = world.now.plus_ms(RETURN_MS);
+    assert_eq!(world.machine.resume(world.now), [Effect::CloseAt { job: job("j"), at }]);
+    let effects = world.effects(fetch("b", "j-coo_1"));
+    assert_eq!(effects[0], Effect::Closed { job: job("j") });
+    assert_eq!(verdict(world.reply(propose("j", 2, 5, 2, 2))), Verdict::Success);
+    assert_eq!(world.effects(close("j")), [], "the timer comes too late to change anything");
+
+    // Enough have accepted: nothing is waited for, and within the window nothing closes early.
+    world.reply(propose("k", 1, 5, 1, 1));
+    let at = world.now.plus_ms(5000);
+    assert_eq!(world.effects(fetch("a", "k-coo_2")), []);
+    let later = world.now.plus_ms(9000);
+    assert!(world.machine.resume(later).contains(&Effect::CloseAt { job: job("k"), at }));
+}
+
+#[test]
 fn leaving_answers_at_once_and_poisons_nothing() {
     let mut world = World::subscribed(&["a", "b"]);
     assert_eq!(world.reply(Command::Leave { party: party("stranger") }), Reply::NotFound);
