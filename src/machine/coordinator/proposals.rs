@@ -4,8 +4,8 @@
 
 use super::draw::draw;
 use super::{
-    Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection, Reply, TASKS_MAX,
-    WAIT_MAX_S,
+    ANSWER_MS, Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection, Reply,
+    TASKS_MAX, WAIT_MAX_S,
 };
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
@@ -335,7 +335,7 @@ impl Coordinator {
         let Some(entry) = self.proposals.get(job).filter(|entry| entry.proposal.is_open()) else {
             return Reply::Done;
         };
-        if !self.has_enough(entry) && self.awaits_return(&entry.proposal.job_type, input.now) {
+        if !self.has_enough(entry) && self.awaits_return(&entry.proposal, input.now) {
             let at = input.now.min(self.counters.run_began).plus_ms(RETURN_MS);
             out.effect(Effect::CloseAt { job: job.clone(), at });
             return Reply::Done;
@@ -417,10 +417,17 @@ impl Coordinator {
         self.present(entry).count() >= entry.proposal.min as usize
     }
 
-    /// True while a party that takes this job type has not come back since the start that cut it off, and still may.
-    fn awaits_return(&self, job_type: &TypeName, now: Timestamp) -> bool {
-        let cut_off = |party: &Party| matches!(party.link, Link::Up { .. }) && !self.is_connected(party);
-        now < self.counters.run_began.plus_ms(RETURN_MS) && self.parties.values().any(|party| party.takes(job_type) && cut_off(party))
+    /// True while a party that takes this job type has not come back since the start that cut it off, and still may, or has come back a
+    /// moment ago and not answered the offer that it got then.
+    fn awaits_return(&self, proposal: &Proposal, now: Timestamp) -> bool {
+        let awaited = |party: &Party| match party.link {
+            Link::Up { .. } if !self.is_connected(party) => true,
+            Link::Up { since, .. } => since > proposal.opened_at && now < since.plus_ms(ANSWER_MS),
+            Link::Down { .. } => false,
+        };
+        let mut members = self.parties.values().filter(|party| party.takes(&proposal.job_type));
+        let has_window = proposal.closes_at > proposal.opened_at;
+        has_window && now < self.counters.run_began.plus_ms(RETURN_MS) && members.any(awaited)
     }
 
     /// The timer a proposal needs after a start: a crash of this process must not cost a job its parties.

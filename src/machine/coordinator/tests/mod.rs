@@ -429,7 +429,13 @@ fn a_window_shortly_after_a_start_waits_for_those_it_cut_off_only() {
     world.now = world.now.plus_ms(1000);
     assert_eq!(world.effects(close("j")), [Effect::CloseAt { job: job("j"), at }]);
     assert_eq!(world.effects(subscribe("a", 11, None)), [offer("a", 11, "j-coo_1")]);
-    // It is back and has not accepted; the other one was away before.
+    assert_eq!(
+        world.effects(close("j")),
+        [Effect::CloseAt { job: job("j"), at }],
+        "it needs a moment to answer"
+    );
+    world.now = world.now.plus_ms(ANSWER_MS);
+    // It does not accept, and the other one was away before.
     assert_eq!(world.effects(close("j"))[0], Effect::Closed { job: job("j") });
     assert_eq!(verdict(world.reply(propose("j", 1, 1, 1, 1))), Verdict::NotEnoughResponders);
     world.reply(propose("k", 1, 1, 1, 1));
