@@ -47,6 +47,9 @@ pub const WAIT_MAX_S: u32 = 24 * 3600;
 /// How long a start leaves the parties to come back before it lets a window close that would fail for want of them, ms: they lost their
 /// streams with the process, and knock again after 6.25 s at the latest (`wire::connect::Backoff`).
 pub const RETURN_MS: u64 = 8_000;
+/// How long a party that came back after a start has to answer the offers it gets then, ms: an answer takes milliseconds on a machine that
+/// is not busy.
+pub const ANSWER_MS: u64 = 1_000;
 /// The most records one `Expire` lets go: a large proposal goes in pieces, none of which holds up the loop.
 pub const RELEASE_MAX: usize = 64;
 

@@ -54,7 +54,7 @@ pub fn check(remains: &Remains, started: &HashMap<(String, u32), u32>) -> Tally 
 /// Every answered submission has its job, every job has its one submission, and each job ended as it had to.
 fn check_submissions(remains: &Remains, tally: &mut Tally) {
     let numbers: HashMap<String, usize> = (0..remains.submissions.len()).map(|n| (text(n), n)).collect();
-    let undisturbed = undisturbed(remains);
+    let windows = windows(remains);
     let mut found: HashMap<usize, &Job> = HashMap::new();
     for (index, party) in remains.parties.iter().enumerate() {
         for job in party.jobs() {
@@ -70,7 +70,7 @@ fn check_submissions(remains: &Remains, tally: &mut Tally) {
             if let Some(twin) = found.insert(number, job) {
                 panic!("one submission became two jobs, {} and {}", twin.id, job.id);
             }
-            check_end(submission, job, &undisturbed, tally);
+            check_end(submission, job, &windows, tally);
         }
     }
     for (number, submission) in remains.submissions.iter().enumerate() {
@@ -86,7 +86,7 @@ fn check_submissions(remains: &Remains, tally: &mut Tally) {
 }
 
 /// The only reasons to fail: it was asked for, a worker was lost, or (while parties were down) too few parties were there.
-fn check_end(submission: &Submission, job: &Job, undisturbed: &HashSet<&JobId>, tally: &mut Tally) {
+fn check_end(submission: &Submission, job: &Job, windows: &HashMap<&JobId, &'static str>, tally: &mut Tally) {
     let failure = match &job.state {
         JobState::Succeeded => {
             assert!(!submission.fail, "job {} was to fail: {submission:?}", job.id);
@@ -104,12 +104,8 @@ fn check_end(submission: &Submission, job: &Job, undisturbed: &HashSet<&JobId>, 
     } else if reason.contains("failed: worker p") && reason.ends_with("was lost") {
         "a worker was lost"
     } else if reason.contains(" parties accepted, ") && submission.workers > 0 {
-        // A busy machine may need longer than the window without any kill, so this is told and not asserted.
-        if undisturbed.contains(&job.id) {
-            "too few parties accepted, and all were there"
-        } else {
-            "too few parties accepted"
-        }
+        // A busy machine may need longer than a window without any kill, so this is told and not asserted.
+        windows.get(&job.id).copied().unwrap_or("too few parties accepted")
     } else {
         panic!(
             "job {} failed for a reason that no crash excuses: {reason} ({submission:?})",
@@ -121,26 +117,40 @@ fn check_end(submission: &Submission, job: &Job, undisturbed: &HashSet<&JobId>, 
     *tally.failed.entry(kind.to_owned()).or_default() += 1;
 }
 
-/// Jobs in whose window the coordinator ran and had every party connected, as its log tells.
-fn undisturbed(remains: &Remains) -> HashSet<&JobId> {
-    let (mut connected, mut open, mut whole) = (HashSet::new(), HashSet::new(), HashSet::new());
+/// How the parties were connected in the window of each job, as the coordinator's log tells.
+fn windows(remains: &Remains) -> HashMap<&JobId, &'static str> {
+    let (mut connected, mut cut_off) = (HashSet::new(), HashSet::new());
+    let (mut open, mut windows) = (HashMap::new(), HashMap::new());
     for event in &remains.coordinator.events {
         match event {
-            coordinator::Event::Subscribed { party, .. } => drop(connected.insert(party)),
+            coordinator::Event::Subscribed { party, .. } => {
+                cut_off.remove(party);
+                connected.insert(party);
+            }
             coordinator::Event::Disconnected { party, .. } => {
                 connected.remove(party);
-                open.clear();
+                open.values_mut()
+                    .for_each(|window| *window = "too few parties accepted, one went away");
             }
-            coordinator::Event::Started { .. } => {
-                connected.clear();
-                open.clear();
+            coordinator::Event::Started { .. } => cut_off.extend(connected.drain()),
+            coordinator::Event::Proposed(proposal) => {
+                let all = connected.len() + cut_off.len() == remains.parties.len();
+                let window = if all {
+                    "too few parties accepted, all were there"
+                } else {
+                    "too few parties accepted, one was away"
+                };
+                open.insert(&proposal.job_id, window);
             }
-            coordinator::Event::Proposed(proposal) if connected.len() == remains.parties.len() => drop(open.insert(&proposal.job_id)),
-            coordinator::Event::Closed { job, .. } if open.remove(job) => drop(whole.insert(job)),
+            coordinator::Event::Closed { job, .. } => {
+                let window = open.remove(job).unwrap_or_default();
+                let late = "too few parties accepted, the coordinator's crash cut one off";
+                windows.insert(job, if cut_off.is_empty() { window } else { late });
+            }
             _ => {}
         }
     }
-    whole
+    windows
 }
 
 /// Job numbers rise by one from 1 and are in the ids, so that no id is ever given twice.

@@ -416,6 +416,35 @@ fn a_start_leaves_the_parties_time_to_come_back_and_closes_once_they_are_enough(
 }
 
 #[test]
+fn a_window_shortly_after_a_start_waits_for_those_it_cut_off_only() {
+    let mut world = World::subscribed(&["a", "b"]);
+    world.reply(Command::StreamBroken {
+        party: party("b"),
+        session: 2,
+    });
+    world.now = Timestamp(60_000_000);
+    world.reply(Command::Started);
+    let at = world.now.plus_ms(RETURN_MS);
+    world.reply(propose("j", 1, 1, 1, 1));
+    world.now = world.now.plus_ms(1000);
+    assert_eq!(world.effects(close("j")), [Effect::CloseAt { job: job("j"), at }]);
+    assert_eq!(world.effects(subscribe("a", 11, None)), [offer("a", 11, "j-coo_1")]);
+    assert_eq!(
+        world.effects(close("j")),
+        [Effect::CloseAt { job: job("j"), at }],
+        "it needs a moment to answer"
+    );
+    world.now = world.now.plus_ms(ANSWER_MS);
+    // It does not accept, and the other one was away before.
+    assert_eq!(world.effects(close("j"))[0], Effect::Closed { job: job("j") });
+    assert_eq!(verdict(world.reply(propose("j", 1, 1, 1, 1))), Verdict::NotEnoughResponders);
+    world.reply(propose("k", 1, 1, 1, 1));
+    world.reply(Command::Started);
+    world.now = world.now.plus_ms(RETURN_MS);
+    assert_eq!(world.effects(close("k"))[0], Effect::Closed { job: job("k") }, "not for ever");
+}
+
+#[test]
 fn leaving_answers_at_once_and_poisons_nothing() {
     let mut world = World::subscribed(&["a", "b"]);
     assert_eq!(world.reply(Command::Leave { party: party("stranger") }), Reply::NotFound);
