@@ -73,8 +73,7 @@ impl coordinator_server::Coordinator for Service {
         let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request)).await;
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
-        let reply = self.handle.send(command).await;
-        drop(pins);
+        let reply = self.handle.send_pinned(command, pins).await;
         match reply.map_err(refused)? {
             Reply::Verdict { verdict, reason } => Ok(convert::verdict(verdict, &reason)),
             _ => {

@@ -7,13 +7,19 @@ use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
 use super::{EffectSink, Envelope, Parts, Refusal};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Out};
-use crate::store::{COST_MAX, Commit, Error, codec};
+use crate::store::payload::Pinned;
+use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec};
 use std::collections::{BTreeSet, HashMap};
 use tokio::sync::{mpsc, oneshot};
 
-/// No more commands are taken once the events of a batch cost this much: the records they touch cost as much again and more, and the
-/// largest single command (a worker with all its slots lost, a proposal with all its parties closed) must still fit.
-const EVENT_COST_MAX: usize = COST_MAX / 8;
+/// No more commands are taken once a batch costs this much at worst: the largest single command (a proposal with all its tasks, half the limit;
+/// `tests/integration/coordinator_limits.rs` does the sum) must still fit.
+const FULL_COST: usize = COST_MAX * 7 / 16;
+/// What a changed record costs at worst: its value under one key, and the other key it may leave. Records are only encoded once all commands of
+/// the batch have changed them, so their real size is not known before.
+const RECORD_COST: usize = 3 * VALUE_MAX + 2 * 1024;
+/// What a payload reference costs at worst: its count is a record of 80 bytes.
+const REFERENCE_COST: usize = 3 * 80 + 1024;
 /// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
 const COMMANDS_MAX: usize = 1024;
 
@@ -31,6 +37,8 @@ struct Turn<M: Machine> {
     recalled: BTreeSet<M::Key>,
     effects: Vec<M::Effect>,
     answers: Vec<Answer<M>>,
+    /// Payload files of the commands, let go once the records count them or the commands are refused.
+    pins: Vec<Pinned>,
 }
 
 impl<M: Machine> Turn<M> {
@@ -42,11 +50,14 @@ impl<M: Machine> Turn<M> {
             recalled: BTreeSet::new(),
             effects: Vec::new(),
             answers: Vec::new(),
+            pins: Vec::new(),
         }
     }
 
     fn is_full(&self) -> bool {
-        self.event_cost >= EVENT_COST_MAX || self.answers.len() >= COMMANDS_MAX
+        let references = self.changes.held.len() + self.changes.released.len();
+        let cost = self.event_cost + self.changes.keys.len() * RECORD_COST + references * REFERENCE_COST;
+        cost >= FULL_COST || self.answers.len() >= COMMANDS_MAX
     }
 }
 
@@ -116,6 +127,7 @@ impl<M: Machine> Loop<M> {
         turn.changes.released.append(&mut out.changes.released);
         turn.effects.append(&mut out.effects);
         turn.answers.push((envelope.answer, reply));
+        turn.pins.extend(envelope.pins);
         Ok(())
     }
 
@@ -126,6 +138,7 @@ impl<M: Machine> Loop<M> {
             recalled,
             effects,
             answers,
+            pins,
             ..
         } = turn;
         if !events.is_empty() {
@@ -147,6 +160,11 @@ impl<M: Machine> Loop<M> {
             for key in &ended {
                 self.parts.machine.forget(key);
             }
+        }
+        if !pins.is_empty() {
+            // What no record has come to refer to (a refused command, a repeated one) is removed now, or a quiet role would keep it.
+            drop(pins);
+            self.parts.payloads.settle(&[], &[]);
         }
         for (answer, reply) in answers {
             let _ = answer.send(reply.map_err(Refusal::Rejected));
