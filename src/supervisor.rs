@@ -14,6 +14,8 @@ use tokio_util::task::TaskTracker;
 pub enum Policy {
     /// The role cannot go on without it: its end, or a panic in it, stops the process with an error.
     Essential,
+    /// It may end; a panic in it stops the process with an error: what it was to do would else be done by nobody before a restart.
+    Passing,
     /// It may end; a panic in it is logged.
     Ordinary,
 }
@@ -65,7 +67,7 @@ impl Supervisor {
                     supervisor.fatal(anyhow::anyhow!("{name} ended"));
                 }
                 Ok(_) => {}
-                Err(_) if policy == Policy::Essential => supervisor.fatal(anyhow::anyhow!("{name} panicked")),
+                Err(_) if policy != Policy::Ordinary => supervisor.fatal(anyhow::anyhow!("{name} panicked")),
                 Err(error) => tracing::error!(task = name, %error, "task panicked"),
             }
         });

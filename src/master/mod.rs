@@ -18,13 +18,13 @@ use crate::job_types::exec::Shim;
 use crate::job_types::{Options as JobTypeOptions, Registry};
 use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
 use crate::machine::ids::PartyId;
-use crate::machine::master::{Effect, Master, Rules};
+use crate::machine::master::{Effect, Key, Master, Record, Rules};
 use crate::store::Error as StoreError;
 use crate::store::directory::Directory;
 use crate::store::payload::{Payloads, Pinned};
 use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
-use crate::wire::connect::{MESSAGE_MAX, channel};
+use crate::wire::connect::{Backoff, MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
 use anyhow::Context;
 use settings::Settings;
@@ -99,19 +99,59 @@ impl Shared {
         Ok((Content::Stored(payload), Some(pinned)))
     }
 
-    /// The bytes of a record's content.
+    /// [`Shared::keep`] for what cannot be asked for again: a full disk or too many open files are waited out.
     ///
     /// # Errors
-    /// The file cannot be read, or is damaged.
+    /// The bytes can never be kept.
+    pub async fn keep_patiently(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.keep(bytes.clone()).await {
+                Err(error) if is_passing(&error) => tracing::error!(error = format!("{error:#}"), "cannot keep content, trying again"),
+                kept => return kept,
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// The bytes of a record's content. What may pass (too many open files) is waited out.
+    ///
+    /// # Errors
+    /// The file is damaged or gone.
     pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
-        match content {
-            Content::Inline(bytes) => Ok(bytes.clone()),
-            Content::Stored(payload) => {
-                let (payloads, payload) = (self.payloads.clone(), *payload);
-                Ok(Supervisor::blocking(move || payloads.get(&payload)).await??)
+        let payload = match content {
+            Content::Inline(bytes) => return Ok(bytes.clone()),
+            Content::Stored(payload) => *payload,
+        };
+        let mut backoff = Backoff::new();
+        loop {
+            let payloads = self.payloads.clone();
+            let loaded = Supervisor::blocking(move || payloads.get(&payload)).await?;
+            match loaded.map_err(anyhow::Error::new) {
+                Err(error) if is_passing(&error) => tracing::error!(error = format!("{error:#}"), "cannot read content, trying again"),
+                loaded => return loaded,
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// A durable record. A store that cannot be read stops the role: what waits for the record would else wait for ever.
+    pub async fn record(&self, key: Key) -> Option<Record> {
+        let reader = self.handle.reader().clone();
+        let read = Supervisor::blocking(move || reader.get(&key)).await;
+        match read.and_then(|read| Ok(read?)) {
+            Ok(record) => record,
+            Err(error) => {
+                self.supervisor.fatal(error.context("the store cannot be read"));
+                None
             }
         }
     }
+}
+
+/// True for an error that another try may not meet.
+fn is_passing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Io { source, .. }) if source.kind() != std::io::ErrorKind::NotFound)
 }
 
 /// Run a master until the supervisor stops.
@@ -247,7 +287,12 @@ impl Executors {
             while let Some(effect) = queue.recv().await {
                 match effect {
                     Effect::Prepare { job, step } => self.runner.prepare(job, step),
-                    Effect::Propose { job, step, legacy_call } => self.runner.propose(job, step, legacy_call),
+                    Effect::Propose {
+                        job,
+                        step,
+                        legacy_call,
+                        tries,
+                    } => self.runner.propose(job, step, legacy_call, tries),
                     Effect::Fetch { proposal } => self.subscriber.fetch(proposal),
                     Effect::AcquireLease { .. }
                     | Effect::ReleaseLease { .. }

@@ -2,10 +2,12 @@
 
 use super::Shared;
 use super::settings::Preparing;
+use super::submitter::pause;
 use crate::job_types::PrepareInput;
 use crate::machine::ids::{JobId, TaskId, TypeName};
 use crate::machine::master::records::{Failure, Job, JobState};
 use crate::machine::master::{Command, Key, LocalTask, Packed, Record, Rejection, Verdict};
+use crate::store::payload::Pinned;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
@@ -46,21 +48,20 @@ impl Runner {
     /// Compile and pack a job.
     pub(super) fn prepare(&self, id: JobId, step: u32) {
         let runner = self.clone();
-        self.shared.supervisor.spawn("prepare", Policy::Ordinary, async move {
+        self.shared.supervisor.spawn("prepare", Policy::Passing, async move {
             let Ok(_turn) = runner.preparing.clone().acquire_owned().await else {
                 return;
             };
             let Some(job) = runner.job(&id, step).await else { return };
-            // The pins keep the packed files until the machine's records refer to them.
-            let (result, _pins) = match runner.pack(&job).await {
+            let (result, pins) = match runner.pack(&job).await {
                 Ok((packed, pins)) => (Ok(packed), pins),
                 Err(failure) => (Err(failure), Vec::new()),
             };
-            runner.tell(Command::Prepared { job: id, step, result }).await;
+            runner.tell(Command::Prepared { job: id, step, result }, pins).await;
         });
     }
 
-    async fn pack(&self, job: &Job) -> Result<(Packed, Vec<crate::store::payload::Pinned>), Failure> {
+    async fn pack(&self, job: &Job) -> Result<(Packed, Vec<Pinned>), Failure> {
         let config = self.shared.load(&job.config).await.map_err(io_failure)?;
         let config = serde_json::from_slice(&config).map_err(|error| Failure::because(format!("the stored job_config: {error}")))?;
         let algorithm_config = match &job.algorithm_config {
@@ -87,7 +88,7 @@ impl Runner {
             task.assignee = job.lease.as_ref().map(|lease| lease.worker.as_str().to_owned()).unwrap_or_default();
             let id = TaskId::parse(task.task_id.clone()).map_err(|error| Failure::because(error.to_string()))?;
             let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| Failure::because(error.to_string()))?;
-            let (content, pin) = self.shared.keep(task.encode_to_vec()).await.map_err(io_failure)?;
+            let (content, pin) = self.shared.keep_patiently(task.encode_to_vec()).await.map_err(io_failure)?;
             pins.extend(pin);
             local.push(LocalTask {
                 task: id,
@@ -100,7 +101,7 @@ impl Runner {
             _ => {
                 let (content, pin) = self
                     .shared
-                    .keep(request(job, prepared.proposal_tasks).encode_to_vec())
+                    .keep_patiently(request(job, prepared.proposal_tasks).encode_to_vec())
                     .await
                     .map_err(io_failure)?;
                 pins.extend(pin);
@@ -111,16 +112,17 @@ impl Runner {
     }
 
     /// Propose a job and bring back the verdict.
-    pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool) {
+    pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool, tries: u32) {
         let runner = self.clone();
-        self.shared.supervisor.spawn("propose", Policy::Ordinary, async move {
+        self.shared.supervisor.spawn("propose", Policy::Passing, async move {
+            pause(tries).await;
             let verdict = if legacy_call {
                 Some(Verdict::Unknown)
             } else {
                 runner.verdict(&id, step).await
             };
             if let Some(verdict) = verdict {
-                runner.tell(Command::Verdict { job: id, step, verdict }).await;
+                runner.tell(Command::Verdict { job: id, step, verdict }, Vec::new()).await;
             }
         });
     }
@@ -199,29 +201,20 @@ impl Runner {
 
     /// The durable record, if it still waits for this step.
     async fn job(&self, id: &JobId, step: u32) -> Option<Job> {
-        let (reader, key) = (self.shared.handle.reader().clone(), Key::Job(id.clone()));
-        match Supervisor::blocking(move || reader.get(&key)).await {
-            Ok(Ok(Some(Record::Job(job)))) if job.step == step && !job.state.is_final() && job.state != JobState::Running => Some(job),
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => {
-                tracing::error!(job = %id, %error, "the record of a job cannot be read");
-                None
-            }
-            Err(error) => {
-                tracing::error!(job = %id, %error, "the record of a job cannot be read");
-                None
-            }
+        match self.shared.record(Key::Job(id.clone())).await {
+            Some(Record::Job(job)) if job.step == step && !job.state.is_final() && job.state != JobState::Running => Some(job),
+            _ => None,
         }
     }
 
     async fn note(&self, id: &JobId, note: String) {
         tracing::debug!(job = %id, note, "waiting");
-        self.tell(Command::Note { job: id.clone(), note }).await;
+        self.tell(Command::Note { job: id.clone(), note }, Vec::new()).await;
     }
 
-    async fn tell(&self, command: Command) {
+    async fn tell(&self, command: Command, pins: Vec<Pinned>) {
         let job = command.job().cloned();
-        if let Err(crate::engine::Refusal::Rejected(Rejection::Late(what))) = self.shared.handle.send(command).await {
+        if let Err(crate::engine::Refusal::Rejected(Rejection::Late(what))) = self.shared.handle.send_pinned(command, pins).await {
             tracing::debug!(?job, what, "a late outcome");
         }
     }

@@ -9,7 +9,7 @@ use crate::machine::ids::{JobId, TaskKey};
 use crate::machine::master::records::{Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
-use crate::supervisor::{Policy, Supervisor};
+use crate::supervisor::Policy;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe};
 use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
 use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ReleaseLeaseRequest};
@@ -44,8 +44,10 @@ pub(super) struct Submitter {
 
 /// Why a call was not answered.
 enum Failed {
-    /// Ask again.
+    /// The call failed; ask again.
     Passing(String),
+    /// Not now; ask again.
+    Waiting(String),
     /// The peer said that it will never do this.
     Refused(String),
 }
@@ -92,7 +94,7 @@ impl Submitter {
         lanes.insert(job.clone(), VecDeque::from([effect]));
         drop(lanes);
         let submitter = self.clone();
-        self.shared.supervisor.spawn("submitter", Policy::Ordinary, async move {
+        self.shared.supervisor.spawn("submitter", Policy::Passing, async move {
             while let Some(effect) = submitter.next(&job) {
                 submitter.perform(effect).await;
             }
@@ -110,20 +112,9 @@ impl Submitter {
 
     async fn perform(&self, effect: Effect) {
         match effect {
-            Effect::AcquireLease {
-                job,
-                step,
-                endpoints,
-                tries,
-            } => {
-                pause(tries).await;
+            Effect::AcquireLease { job, step, endpoints } => {
                 let result = self.until_answered(Some(&job), || self.acquire(&job, endpoints)).await;
-                self.tell(Command::Leased {
-                    job,
-                    step,
-                    result: result.and_then(|answer| answer),
-                })
-                .await;
+                self.tell(Command::Leased { job, step, result }).await;
             }
             Effect::ReleaseLease { job } => {
                 let _ = self.until_answered(None, || self.release(&job)).await;
@@ -172,20 +163,32 @@ impl Submitter {
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(Failed::Refused(why))) => return Err(why),
-                Ok(Err(Failed::Passing(why))) => why,
-                Err(_) => "no answer in time".to_owned(),
+                Ok(Err(Failed::Waiting(why))) => why,
+                Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
+                Err(_) => self.unreachable("no answer in time"),
             };
-            self.probe.forget();
-            tracing::debug!(?job, why, "the cluster manager cannot be reached, trying again");
+            tracing::debug!(?job, why, "trying again");
             if let Some(job) = job {
-                let note = format!("the cluster manager at {} cannot be reached: {why}", self.address);
-                let _ = self.shared.handle.send(Command::Note { job: job.clone(), note }).await;
+                let _ = self
+                    .shared
+                    .handle
+                    .send(Command::Note {
+                        job: job.clone(),
+                        note: why,
+                    })
+                    .await;
             }
             backoff.wait().await;
         }
     }
 
-    async fn acquire(&self, job: &JobId, endpoints: u16) -> Result<Result<Lease, String>, Failed> {
+    /// A call failed: what is known of the peer may be wrong by now.
+    fn unreachable(&self, why: &str) -> String {
+        self.probe.forget();
+        format!("the cluster manager at {} cannot be reached: {why}", self.address)
+    }
+
+    async fn acquire(&self, job: &JobId, endpoints: u16) -> Result<Lease, Failed> {
         let (worker, addresses) = match self.probe.kind().await? {
             PeerKind::Fedbroker { .. } => {
                 let request = AcquireLeaseRequest {
@@ -194,7 +197,7 @@ impl Submitter {
                 };
                 let reply = ClusterClient::new(self.channel.clone()).acquire_lease(request).await?.into_inner();
                 if !reply.granted {
-                    return Ok(Err(reply.reason));
+                    return Err(Failed::Waiting(reply.reason));
                 }
                 (reply.worker_id, reply.endpoints)
             }
@@ -204,20 +207,20 @@ impl Submitter {
                 };
                 let reply = self.fedvision().task_resource_require(request).await?.into_inner();
                 if reply.status() != task_resource_require::Status::Success {
-                    return Ok(Err(
-                        "the cluster manager has no slots left; a FedVision 0.1 manager never gives them back".to_owned(),
-                    ));
+                    let why = "the cluster manager has no slots left; a FedVision 0.1 manager never gives them back";
+                    return Err(Failed::Waiting(why.to_owned()));
                 }
                 (reply.worker_id, reply.endpoints)
             }
         };
         if addresses.len() != usize::from(endpoints) {
-            return Ok(Err(format!(
+            let why = format!(
                 "the cluster manager gave {} endpoints where {endpoints} were asked for",
                 addresses.len()
-            )));
+            );
+            return Err(Failed::Refused(why));
         }
-        Ok(Lease::parse(&worker, &addresses).map_err(|error| format!("the cluster manager's lease is not right: {error}")))
+        Lease::parse(&worker, &addresses).map_err(|error| Failed::Refused(format!("the cluster manager's lease is not right: {error}")))
     }
 
     async fn release(&self, job: &JobId) -> Result<(), Failed> {
@@ -270,19 +273,9 @@ impl Submitter {
 
     /// The task to send, if it still waits to be sent.
     async fn task(&self, key: &TaskKey) -> Option<WireTask> {
-        let (reader, record) = (self.shared.handle.reader().clone(), Key::Task(key.clone()));
-        let record = Supervisor::blocking(move || reader.get(&record)).await;
-        let content = match record {
-            Ok(Ok(Some(Record::Task(task)))) if task.state == TaskState::Queued => task.content?,
-            Ok(Ok(_)) => return None,
-            Ok(Err(error)) => {
-                tracing::error!(task = %key, %error, "the record of a task cannot be read");
-                return None;
-            }
-            Err(error) => {
-                tracing::error!(task = %key, %error, "the record of a task cannot be read");
-                return None;
-            }
+        let content = match self.shared.record(Key::Task(key.clone())).await {
+            Some(Record::Task(task)) if task.state == TaskState::Queued => task.content?,
+            _ => return None,
         };
         let bytes = self.shared.load(&content).await;
         match bytes.and_then(|bytes| Ok(WireTask::decode(bytes.as_slice())?)) {
@@ -303,7 +296,7 @@ impl Submitter {
 }
 
 /// A pause that grows with the number of refusals, up to 5 s.
-async fn pause(tries: u32) {
+pub(super) async fn pause(tries: u32) {
     if tries > 0 {
         let mut backoff = Backoff::new();
         let delay = (0..tries.min(8)).map(|_| backoff.delay()).last().unwrap_or_default();

@@ -7,6 +7,7 @@ use super::Shared;
 use crate::engine::Refusal;
 use crate::machine::ids::{ProposalId, TaskKey, TypeName};
 use crate::machine::master::{Command, WonTask};
+use crate::store::payload::Pinned;
 use crate::supervisor::Policy;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
@@ -34,8 +35,9 @@ pub(super) struct Subscriber {
 
 /// How one subscription ended.
 enum Ended {
-    /// The coordinator still has this party enrolled.
-    Duplicate,
+    /// The coordinator still has this party enrolled. One of ours says so only when another process holds the party, and lets this one in
+    /// once that one is gone; a FedVision 0.1 one has to be told to forget it.
+    Duplicate(PeerKind),
     /// The stream ended, after it had worked.
     Broken(String),
 }
@@ -62,7 +64,8 @@ impl Subscriber {
             let mut backoff = Backoff::new();
             loop {
                 let trouble = match subscriber.subscribe(&mut backoff).await {
-                    Ok(Ended::Duplicate) => subscriber.leave().await,
+                    Ok(Ended::Duplicate(PeerKind::FedVision)) => subscriber.leave().await,
+                    Ok(Ended::Duplicate(PeerKind::Fedbroker { .. })) => "another process takes part under this party id".to_owned(),
                     Ok(Ended::Broken(why)) => format!("the subscription ended: {why}"),
                     Err(status) => format!("the coordinator cannot be reached: {}", status.message()),
                 };
@@ -105,7 +108,7 @@ impl Subscriber {
                 Err(status) => return Ok(Ended::Broken(status.message().to_owned())),
             };
             match offer.status() {
-                subscribe::Status::DuplicateEnroll => return Ok(Ended::Duplicate),
+                subscribe::Status::DuplicateEnroll => return Ok(Ended::Duplicate(kind)),
                 subscribe::Status::NotServing => return Ok(Ended::Broken("the coordinator is not serving".to_owned())),
                 subscribe::Status::Success => {
                     backoff.reset();
@@ -143,38 +146,36 @@ impl Subscriber {
     /// Fetch the task of a proposal, for as long as it takes.
     pub(super) fn fetch(&self, proposal: ProposalId) {
         let subscriber = self.clone();
-        self.shared.supervisor.spawn("fetch", Policy::Ordinary, async move {
+        self.shared.supervisor.spawn("fetch", Policy::Passing, async move {
             let task = subscriber.task_of(&proposal).await;
-            // The pin keeps the task's file until the machine's record refers to it.
-            let (result, _pin) = match task {
+            let (result, pins) = match task {
                 Ok(task) => match subscriber.won(task).await {
-                    Ok((won, pin)) => (Ok(won), pin),
-                    Err(reason) => (Err(reason), None),
+                    Ok((won, pin)) => (Ok(won), pin.into_iter().collect()),
+                    Err(reason) => (Err(reason), Vec::new()),
                 },
-                Err(reason) => (Err(reason), None),
+                Err(reason) => (Err(reason), Vec::new()),
             };
             match &result {
                 Ok(won) => tracing::info!(%proposal, task = %won.key, "won a task"),
                 Err(reason) => tracing::info!(%proposal, reason, "no task"),
             }
-            if let Err(Refusal::Rejected(late)) = subscriber.shared.handle.send(Command::Fetched { proposal, result }).await {
+            if let Err(Refusal::Rejected(late)) = subscriber
+                .shared
+                .handle
+                .send_pinned(Command::Fetched { proposal, result }, pins)
+                .await
+            {
                 tracing::debug!(%late, "a late fetch");
             }
         });
     }
 
-    async fn won(&self, task: WireTask) -> Result<(WonTask, Option<crate::store::payload::Pinned>), String> {
+    async fn won(&self, task: WireTask) -> Result<(WonTask, Option<Pinned>), String> {
         let key = TaskKey::parse(task.job_id.clone(), task.task_id.clone()).map_err(|error| error.to_string())?;
         let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| error.to_string())?;
         // An old coordinator may never give the task again, so a full disk must not lose it.
-        let mut backoff = Backoff::new();
-        let (content, pin) = loop {
-            match self.shared.keep(task.encode_to_vec()).await {
-                Ok(kept) => break kept,
-                Err(error) => tracing::error!(task = %key, error = format!("{error:#}"), "cannot keep a fetched task, trying again"),
-            }
-            backoff.wait().await;
-        };
+        let kept = self.shared.keep_patiently(task.encode_to_vec()).await;
+        let (content, pin) = kept.map_err(|error| format!("cannot keep the task: {error:#}"))?;
         Ok((WonTask { key, task_type, content }, pin))
     }
 
@@ -202,10 +203,19 @@ impl Subscriber {
                         fetch_task::Status::NotAllow => not_allowed += 1,
                     }
                 }
-                Ok(Err(status)) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented) => {
+                Ok(Err(status))
+                    if matches!(
+                        status.code(),
+                        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented | Code::DataLoss
+                    ) =>
+                {
                     return Err(format!("the coordinator refused the fetch: {}", status.message()));
                 }
                 Ok(Err(status)) => tracing::debug!(%proposal, why = status.message(), "fetch failed, trying again"),
+                // A 0.1 coordinator whose proposer vanished never closes the window.
+                Err(_) if matches!(hello(self.coordinator.clone(), "master").await, Ok(PeerKind::FedVision)) => {
+                    return Err("the coordinator did not answer for an hour".to_owned());
+                }
                 Err(_) => {}
             }
             backoff.wait().await;

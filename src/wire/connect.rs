@@ -5,13 +5,17 @@
 
 use super::fedbroker::v1::{HelloRequest, peer_client::PeerClient};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
 /// The largest message taken or sent, bytes: the limit of FedVision 0.1 for its coordinator and cluster manager.
 pub const MESSAGE_MAX: usize = 512 * 1024 * 1024;
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stream that only receives does not notice that the other machine is gone without a word; TCP's own probes do, and no peer minds them.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long the answer of a FedVision 0.1 peer counts: one of ours may take its place without any call failing.
+const FEDVISION_COUNTS: Duration = Duration::from_secs(10);
 /// How long a peer may take to say what it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 windows fit for task payloads of megabytes; the 64 KiB default would cost a round trip each.
@@ -36,6 +40,9 @@ pub fn channel(address: &str) -> Result<Channel, BadAddress> {
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
+        .tcp_keepalive(Some(TCP_KEEPALIVE))
+        .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
+        .tcp_keepalive_retries(Some(3))
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .connect_lazy())
@@ -78,7 +85,7 @@ pub async fn hello(channel: Channel, role: &str) -> Result<PeerKind, tonic::Stat
 pub struct Probe {
     channel: Channel,
     role: &'static str,
-    known: Arc<Mutex<Option<PeerKind>>>,
+    known: Arc<Mutex<Option<(PeerKind, Instant)>>>,
 }
 
 impl Probe {
@@ -97,11 +104,13 @@ impl Probe {
     /// It could not be asked; see [`hello`].
     pub async fn kind(&self) -> Result<PeerKind, tonic::Status> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(kind) = known {
+        if let Some((kind, asked)) = known
+            && (kind != PeerKind::FedVision || asked.elapsed() < FEDVISION_COUNTS)
+        {
             return Ok(kind);
         }
         let kind = hello(self.channel.clone(), self.role).await?;
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind.clone());
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((kind.clone(), Instant::now()));
         Ok(kind)
     }
 

@@ -5,6 +5,7 @@ mod coordinator;
 mod coordinator_limits;
 mod federation;
 mod payloads;
+mod pins;
 mod store_contract;
 mod store_sled;
 #[path = "../support/mod.rs"]

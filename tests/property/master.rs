@@ -122,7 +122,9 @@ impl World for MasterWorld {
                 };
                 Command::Prepared { job, step, result }
             }
-            Effect::Propose { job, step, legacy_call } => return propose(job, step, legacy_call, how),
+            Effect::Propose {
+                job, step, legacy_call, ..
+            } => return propose(job, step, legacy_call, how),
             Effect::Submit { key, tries } => {
                 let answer = [SubmitAnswer::Taken, SubmitAnswer::Refused, SubmitAnswer::TakenUnwatched][usize::from(how % 3)];
                 Command::Submitted { key, tries, answer }
@@ -172,7 +174,7 @@ impl World for MasterWorld {
                 _ => Standing::Never,
             },
             Effect::Watch { key } => match read(&Key::Task(key.clone())) {
-                Some(Record::Task(task)) if task.state == TaskState::Submitted => Standing::Now,
+                Some(Record::Task(task)) if matches!(task.state, TaskState::Submitted { .. }) => Standing::Now,
                 Some(Record::Task(task)) if matches!(task.state, TaskState::Cancelling { .. } | TaskState::Ended(_)) => Standing::Earlier,
                 _ => Standing::Never,
             },

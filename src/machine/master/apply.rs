@@ -7,9 +7,9 @@ use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
 
-/// Counts towards `ProposalAcceptRule::at_once`.
-pub(super) fn is_won_and_open(task: &Task) -> bool {
-    matches!(task.origin, Origin::Won(_)) && !matches!(task.state, TaskState::Ended(_))
+/// Counts towards `ProposalAcceptRule::at_once`. A task whose end will never be known does not: it would count for ever.
+pub(super) fn is_under_way(task: &Task) -> bool {
+    matches!(task.origin, Origin::Won(_)) && !matches!(task.state, TaskState::Ended(_) | TaskState::Submitted { watched: false })
 }
 
 pub(super) fn census_name(state: &JobState) -> &'static str {
@@ -26,7 +26,7 @@ pub(super) fn census_task(state: &TaskState) -> &'static str {
     match state {
         TaskState::Held => "task held",
         TaskState::Queued => "task queued",
-        TaskState::Submitted => "task submitted",
+        TaskState::Submitted { .. } => "task submitted",
         TaskState::Cancelling { .. } => "task cancelling",
         TaskState::Ended(_) => "task ended",
     }
@@ -46,10 +46,6 @@ impl Master {
             Event::JobAccepted { .. } => self.apply_accepted(event, changes),
             Event::JobLeased { job, lease, at } => self.step(job, JobState::Preparing, Some(*at), changes, |job, _| {
                 job.lease = Some(lease.clone());
-            }),
-            Event::JobLeaseRefused { job, reason } => self.step(job, JobState::Leasing, None, changes, |job, _| {
-                job.tries = job.tries.saturating_add(1);
-                job.note.clone_from(reason);
             }),
             Event::JobProposing { job, proposal, at } => {
                 self.step(
@@ -91,8 +87,8 @@ impl Master {
                 task.changed_at = *at;
             }),
             Event::TaskRefused { key } => self.with_task(key, changes, |task, _| task.tries = task.tries.saturating_add(1)),
-            Event::TaskSubmitted { key, at } => self.with_task(key, changes, |task, _| {
-                task.state = TaskState::Submitted;
+            Event::TaskSubmitted { key, watched, at } => self.with_task(key, changes, |task, _| {
+                task.state = TaskState::Submitted { watched: *watched };
                 task.changed_at = *at;
             }),
             Event::TaskCancelling { key, reason, at } => self.with_task(key, changes, |task, _| {
@@ -216,7 +212,10 @@ impl Master {
 
     fn with_task(&mut self, key: &TaskKey, changes: &mut Changes<Key>, change: impl FnOnce(&mut Task, &mut Changes<Key>)) {
         if let Some(task) = self.tasks.get_mut(key) {
+            let before = is_under_way(task);
             change(task, changes);
+            let after = is_under_way(task);
+            self.under_way = self.under_way + u32::from(after) - u32::from(before);
             changes.keys.insert(Key::Task(key.clone()));
         }
     }
@@ -248,8 +247,6 @@ impl Master {
     }
 
     fn end_task(&mut self, key: &TaskKey, outcome: &Outcome, at: Timestamp, changes: &mut Changes<Key>) {
-        let won = self.tasks.get(key).is_some_and(is_won_and_open);
-        self.under_way -= u32::from(won);
         self.with_task(key, changes, |task, changes| {
             release(task.content.take(), changes);
             task.state = TaskState::Ended(outcome.clone());

@@ -62,7 +62,7 @@ fn tasks(master: &Master) -> Result<(), String> {
             format!("M7 a task is submitted as often as the rule says: {key}")
         })?;
     }
-    let won = master.tasks.values().filter(|task| apply::is_won_and_open(task)).count();
+    let won = master.tasks.values().filter(|task| apply::is_under_way(task)).count();
     let offered = master
         .participations
         .values()
@@ -77,7 +77,8 @@ fn tasks(master: &Master) -> Result<(), String> {
 fn effects(master: &Master) -> Result<(), String> {
     let resumed = master.resume(Timestamp(0));
     for (id, job) in &master.jobs {
-        let waits = job.state != JobState::Running && (!job.state.is_final() || job.lease.is_some());
+        let closes = job.state.is_final() && job.lease.is_some() && !master.has_open_task(id);
+        let waits = closes || (!job.state.is_final() && job.state != JobState::Running);
         let asked = resumed.iter().any(|effect| match effect {
             Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } | Effect::Prepare { job, .. } | Effect::Propose { job, .. } => {
                 job == id

@@ -1,7 +1,8 @@
 //! What happens to a job: accepted, leased, prepared, proposed, run, ended.
 
 use super::records::{Failure, Job, JobState, Lease, TaskState};
-use super::{Command, Ctx, Effect, Event, Master, Packed, Rejection, Reply, Verdict};
+use super::{Command, Ctx, Effect, Event, JOBS_MAX, Master, Packed, Rejection, Reply, Verdict};
+use crate::machine::Out;
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, TaskKey, TypeName};
 use crate::machine::outcome::{End, Outcome, REASON_MAX, clip, one_line};
@@ -18,7 +19,10 @@ impl Master {
         algorithm_config: Option<Content>,
         plan: Plan,
         (input, out): Ctx<'_>,
-    ) -> Reply {
+    ) -> Result<Reply, Rejection> {
+        if self.jobs.len() >= JOBS_MAX {
+            return Err(Rejection::Full);
+        }
         let number = self.last_number + 1;
         let id = JobId::parse(format!("{}-{}-{number}", self.rules.party, input.stamp))
             .expect("a party id is checked to leave room for the rest");
@@ -32,8 +36,8 @@ impl Master {
             at: input.now,
         };
         out.emit(self, event);
-        out.effects.extend(self.jobs.get(&id).and_then(Self::effect_of_job));
-        Reply::Accepted(id)
+        out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
+        Ok(Reply::Accepted(id))
     }
 
     pub(super) fn leased(
@@ -45,23 +49,19 @@ impl Master {
     ) -> Result<Reply, Rejection> {
         self.expect(&id, step, |state| *state == JobState::Leasing)?;
         match result {
-            Ok(lease) => out.emit(
-                self,
-                Event::JobLeased {
-                    job: id.clone(),
-                    lease,
-                    at: input.now,
-                },
-            ),
-            Err(reason) => out.emit(
-                self,
-                Event::JobLeaseRefused {
-                    job: id.clone(),
-                    reason: clip(one_line(&reason), REASON_MAX),
-                },
-            ),
+            Ok(lease) => {
+                out.emit(
+                    self,
+                    Event::JobLeased {
+                        job: id.clone(),
+                        lease,
+                        at: input.now,
+                    },
+                );
+                out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
+            }
+            Err(reason) => self.fail(&id, Failure::because(reason), (input, out)),
         }
-        out.effects.extend(self.jobs.get(&id).and_then(Self::effect_of_job));
         Ok(Reply::Done)
     }
 
@@ -115,7 +115,7 @@ impl Master {
                         at: input.now,
                     },
                 );
-                out.effects.extend(self.jobs.get(&id).and_then(Self::effect_of_job));
+                out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
             }
             None => self.run(&id, (input, out)),
         }
@@ -157,7 +157,7 @@ impl Master {
             Verdict::Refused(reason) => self.fail(&id, Failure::because(clip(one_line(&reason), REASON_MAX)), (input, out)),
             Verdict::Unknown if self.rules.propose_again => {
                 out.emit(self, Event::JobProposedAgain { job: id.clone() });
-                out.effects.extend(self.jobs.get(&id).and_then(Self::effect_of_job));
+                out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
             }
             Verdict::Unknown => self.fail(&id, Failure::because("proposal outcome unknown"), (input, out)),
         }
@@ -207,8 +207,7 @@ impl Master {
     /// A job whose own tasks have all ended well, and that waits for no task of its own proposal any more, is a success.
     pub(super) fn settle_job(&mut self, id: &JobId, (input, out): Ctx<'_>) {
         let running = self.jobs.get(id).is_some_and(|job| job.state == JobState::Running);
-        let open_task = self.tasks_of(id).any(|task| !matches!(task.state, TaskState::Ended(_)));
-        if running && !open_task && !self.fetches_for(id) {
+        if running && !self.has_open_task(id) && !self.fetches_for(id) {
             out.emit(
                 self,
                 Event::JobSucceeded {
@@ -236,7 +235,7 @@ impl Master {
         );
         let open: Vec<(TaskKey, bool)> = self
             .tasks_of(id)
-            .filter(|task| matches!(task.state, TaskState::Held | TaskState::Queued | TaskState::Submitted))
+            .filter(|task| matches!(task.state, TaskState::Held | TaskState::Queued | TaskState::Submitted { .. }))
             .map(|task| (task.key.clone(), task.state == TaskState::Held))
             .collect();
         let reason = "the job failed".to_owned();
@@ -269,10 +268,14 @@ impl Master {
         self.close(id, out);
     }
 
-    fn close(&self, id: &JobId, out: &mut crate::machine::Out<Master>) {
-        if self.jobs.get(id).is_some_and(|job| job.lease.is_some()) {
-            out.effect(Effect::ReleaseLease { job: id.clone() });
-        }
+    /// Endpoints go back once nothing of the job can use them any more.
+    pub(super) fn close(&self, id: &JobId, out: &mut Out<Master>) {
+        let closing = self.jobs.get(id).filter(|job| job.state.is_final());
+        out.effects.extend(closing.and_then(|job| self.effect_of_job(job)));
+    }
+
+    pub(super) fn has_open_task(&self, id: &JobId) -> bool {
+        self.tasks_of(id).any(|task| !matches!(task.state, TaskState::Ended(_)))
     }
 
     fn expect(&self, id: &JobId, step: u32, fits: impl FnOnce(&JobState) -> bool) -> Result<(), Rejection> {
@@ -283,23 +286,24 @@ impl Master {
     }
 
     /// What a job's record justifies doing now: asked when it enters the state, and again after every restart.
-    pub(super) fn effect_of_job(job: &Job) -> Option<Effect> {
+    pub(super) fn effect_of_job(&self, job: &Job) -> Option<Effect> {
         let (id, step) = (job.id.clone(), job.step);
         match &job.state {
             JobState::Leasing => Some(Effect::AcquireLease {
                 job: id,
                 step,
                 endpoints: job.plan.endpoints,
-                tries: job.tries,
             }),
             JobState::Preparing => Some(Effect::Prepare { job: id, step }),
             JobState::Proposing { legacy_call } => Some(Effect::Propose {
                 job: id,
                 step,
                 legacy_call: *legacy_call,
+                tries: job.tries,
             }),
             JobState::Running => None,
-            JobState::Succeeded | JobState::Failed(_) => job.lease.as_ref().map(|_| Effect::ReleaseLease { job: id }),
+            JobState::Succeeded | JobState::Failed(_) if job.lease.is_none() || self.has_open_task(&job.id) => None,
+            JobState::Succeeded | JobState::Failed(_) => Some(Effect::ReleaseLease { job: id }),
         }
     }
 }

@@ -22,6 +22,11 @@ use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The most jobs under way: each takes about 4 KiB of memory, and a flood of submits must not take all of it.
+pub const JOBS_MAX: usize = 100_000;
+/// The most fetches and won tasks under way, whatever the rule allows: other parties decide how many there are.
+pub const UNDER_WAY_MAX: u32 = 4096;
+
 /// What an operator decides.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -75,7 +80,7 @@ pub enum Command {
         /// What it needs.
         plan: Plan,
     },
-    /// The cluster manager's answer about endpoints; `Err` is its reason to refuse for now.
+    /// The cluster manager's answer about endpoints; `Err` is its reason never to grant them.
     Leased {
         /// Whose.
         job: JobId,
@@ -222,8 +227,6 @@ pub enum Event {
     },
     /// It has its endpoints.
     JobLeased { job: JobId, lease: Lease, at: Timestamp },
-    /// It must wait for them.
-    JobLeaseRefused { job: JobId, reason: String },
     /// It is compiled and packed, and is proposed now.
     JobProposing { job: JobId, proposal: Content, at: Timestamp },
     /// The call to a FedVision 0.1 coordinator goes out.
@@ -252,7 +255,7 @@ pub enum Event {
     /// The manager refused it for now.
     TaskRefused { key: TaskKey },
     /// The manager has it.
-    TaskSubmitted { key: TaskKey, at: Timestamp },
+    TaskSubmitted { key: TaskKey, watched: bool, at: Timestamp },
     /// It is to be stopped.
     TaskCancelling { key: TaskKey, reason: String, at: Timestamp },
     /// It has ended.
@@ -290,14 +293,19 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "fields are those of the records that justify them")]
 pub enum Effect {
-    /// Ask the cluster manager for endpoints, the sooner the fewer tries.
-    AcquireLease { job: JobId, step: u32, endpoints: u16, tries: u32 },
+    /// Ask the cluster manager for endpoints until it grants them.
+    AcquireLease { job: JobId, step: u32, endpoints: u16 },
     /// Give them back.
     ReleaseLease { job: JobId },
     /// Compile and pack.
     Prepare { job: JobId, step: u32 },
     /// Propose. With `legacy_call` a call may be out already, at a coordinator that cannot join it.
-    Propose { job: JobId, step: u32, legacy_call: bool },
+    Propose {
+        job: JobId,
+        step: u32,
+        legacy_call: bool,
+        tries: u32,
+    },
     /// Submit a task to the cluster manager.
     Submit { key: TaskKey, tries: u32 },
     /// Learn how a task ends.
@@ -325,6 +333,9 @@ pub enum Rejection {
     /// The outcome of an attempt that is over.
     #[error("{0} has moved on; this outcome is late")]
     Late(String),
+    /// Too much is under way; later it may be taken.
+    #[error("{JOBS_MAX} jobs are under way, which is the most; try again later")]
+    Full,
 }
 
 /// The machine's state: everything live, and the counters.
@@ -397,7 +408,7 @@ impl Machine for Master {
                 config,
                 algorithm_config,
                 plan,
-            } => Ok(self.submit(job_type, config, algorithm_config, plan, ctx)),
+            } => self.submit(job_type, config, algorithm_config, plan, ctx),
             Command::Leased { job, step, result } => self.leased(job, step, result, ctx),
             Command::LeaseReleased { job } => self.lease_released(job, ctx),
             Command::Prepared { job, step, result } => self.prepared(job, step, result, ctx),
@@ -452,7 +463,7 @@ impl Machine for Master {
                 self.jobs.insert(job.id.clone(), job);
             }
             Record::Task(task) => {
-                self.under_way += u32::from(apply::is_won_and_open(&task));
+                self.under_way += u32::from(apply::is_under_way(&task));
                 self.tasks.insert(task.key.clone(), task);
             }
             Record::Participation(participation) => {
@@ -473,7 +484,7 @@ impl Machine for Master {
     }
 
     fn resume(&self, _now: Timestamp) -> Vec<Effect> {
-        let jobs = self.jobs.values().filter_map(Self::effect_of_job);
+        let jobs = self.jobs.values().filter_map(|job| self.effect_of_job(job));
         let tasks = self.tasks.values().filter_map(Self::effect_of_task);
         let offered = self.participations.values().filter(|p| p.state == ParticipationState::Offered);
         let fetches = offered.map(|p| Effect::Fetch {

@@ -1,7 +1,7 @@
 //! Proposals of the federation, this party's own among them, from the offer to the task or the miss.
 
-use super::records::{JobState, ParticipationState};
-use super::{Ctx, Effect, Event, Master, Record, Rejection, Reply, WonTask};
+use super::records::{JobState, Origin, ParticipationState};
+use super::{Ctx, Effect, Event, Master, Record, Rejection, Reply, UNDER_WAY_MAX, WonTask};
 use crate::machine::ids::{JobId, ProposalId, TypeName};
 use crate::machine::outcome::{REASON_MAX, clip, one_line};
 
@@ -10,7 +10,12 @@ impl Master {
         if input.recalled.is_some() || self.participations.contains_key(&proposal) {
             return Reply::Known;
         }
-        match self.rules.accept.decide(&self.rules.party, &proposal, &job_type, self.under_way) {
+        let room = if self.under_way < UNDER_WAY_MAX {
+            Ok(())
+        } else {
+            Err(format!("{UNDER_WAY_MAX} tasks of proposals are under way"))
+        };
+        match room.and_then(|()| self.rules.accept.decide(&self.rules.party, &proposal, &job_type, self.under_way)) {
             Ok(()) => {
                 out.emit(
                     self,
@@ -52,7 +57,7 @@ impl Master {
             return Err(Rejection::Late(format!("proposal {proposal}")));
         }
         let at = input.now;
-        match result.and_then(|won| self.check_won(won, input.recalled.as_ref())) {
+        match result.and_then(|won| self.check_won(&proposal, won, input.recalled.as_ref())) {
             Ok(WonTask { key, task_type, content }) => {
                 out.emit(
                     self,
@@ -84,10 +89,17 @@ impl Master {
         Ok(Reply::Done)
     }
 
-    /// A task that another party sent must not take the place of one that is here.
-    fn check_won(&self, won: WonTask, recalled: Option<&Record>) -> Result<WonTask, String> {
+    /// A task that another party sent must be of the job it was proposed for, and must not take the place of one that is here.
+    fn check_won(&self, proposal: &ProposalId, won: WonTask, recalled: Option<&Record>) -> Result<WonTask, String> {
+        if job_of(proposal).as_ref() != Some(&won.key.job) {
+            return Err(format!("the task is of job {}, which is not the one proposed", won.key.job));
+        }
         if self.tasks.contains_key(&won.key) || recalled.is_some() {
             return Err(format!("a task {} is here already", won.key));
+        }
+        let own = self.jobs.contains_key(&won.key.job);
+        if own && self.tasks_of(&won.key.job).any(|task| matches!(task.origin, Origin::Won(_))) {
+            return Err(format!("this party has a task of job {} already", won.key.job));
         }
         if self.is_unproposed(&won.key.job) {
             return Err(format!("job {} of this party has not been proposed", won.key.job));

@@ -196,7 +196,10 @@ pub enum TaskState {
     /// To be submitted. The submitter moves it on. A crash submits it again; our manager takes it once.
     Queued,
     /// The cluster manager has it. The watch moves it on. A crash watches again.
-    Submitted,
+    Submitted {
+        /// False at a FedVision 0.1 manager, which does not tell how tasks end.
+        watched: bool,
+    },
     /// To be stopped. The submitter moves it on. A crash asks again.
     Cancelling {
         /// Why.

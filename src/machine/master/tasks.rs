@@ -1,6 +1,6 @@
 //! The cluster task queue: submitted, watched, ended or stopped.
 
-use super::records::{Failure, JobState, Task, TaskState};
+use super::records::{Failure, Job, JobState, Task, TaskState};
 use super::{Ctx, Effect, Event, Master, Rejection, Reply, SubmitAnswer};
 use crate::machine::ids::TaskKey;
 use crate::machine::outcome::{End, Outcome};
@@ -15,37 +15,32 @@ impl Master {
             return Err(Rejection::Late(format!("task {key}")));
         }
         match answer {
-            SubmitAnswer::Taken => {
+            SubmitAnswer::Taken | SubmitAnswer::TakenUnwatched => {
+                let watched = answer == SubmitAnswer::Taken;
                 out.emit(
                     self,
                     Event::TaskSubmitted {
                         key: key.clone(),
+                        watched,
                         at: input.now,
                     },
                 );
-                out.effect(Effect::Watch { key });
-            }
-            SubmitAnswer::TakenUnwatched => {
-                out.emit(
-                    self,
-                    Event::TaskSubmitted {
-                        key: key.clone(),
-                        at: input.now,
-                    },
-                );
-                if self
-                    .jobs
-                    .get(&key.job)
-                    .is_some_and(|job| job.state == JobState::Running && job.note != UNWATCHED)
+                if !watched
+                    && self
+                        .jobs
+                        .get(&key.job)
+                        .is_some_and(|job| job.state == JobState::Running && job.note != UNWATCHED)
                 {
                     out.emit(
                         self,
                         Event::JobNoted {
-                            job: key.job,
+                            job: key.job.clone(),
                             note: UNWATCHED.to_owned(),
                         },
                     );
                 }
+                // Watched all the same: the manager may be replaced by one that tells.
+                out.effect(Effect::Watch { key });
             }
             SubmitAnswer::Refused if tries + 1 >= self.rules.submit_tries => {
                 let reason = format!("the cluster manager refused the task {} times", tries + 1);
@@ -60,7 +55,12 @@ impl Master {
     }
 
     pub(super) fn task_ended(&mut self, key: TaskKey, outcome: Outcome, ctx: Ctx<'_>) -> Result<Reply, Rejection> {
-        let open = |task: &&Task| matches!(task.state, TaskState::Queued | TaskState::Submitted | TaskState::Cancelling { .. });
+        let open = |task: &&Task| {
+            matches!(
+                task.state,
+                TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. }
+            )
+        };
         if self.tasks.get(&key).filter(open).is_none() {
             return Err(Rejection::Late(format!("task {key}")));
         }
@@ -77,8 +77,10 @@ impl Master {
                 at: input.now,
             },
         );
-        let running = self.jobs.get(&key.job).is_some_and(|job| job.state == JobState::Running);
-        if !running {
+        // A task of the job's own proposal may end before its verdict is known here, after a crash while it was open.
+        let under_way = |job: &Job| matches!(job.state, JobState::Proposing { .. } | JobState::Running);
+        if !self.jobs.get(&key.job).is_some_and(under_way) {
+            self.close(&key.job, out);
             return;
         }
         match outcome.end {
@@ -102,7 +104,7 @@ impl Master {
         match &task.state {
             TaskState::Held | TaskState::Ended(_) => None,
             TaskState::Queued => Some(Effect::Submit { key, tries: task.tries }),
-            TaskState::Submitted => Some(Effect::Watch { key }),
+            TaskState::Submitted { .. } => Some(Effect::Watch { key }),
             TaskState::Cancelling { reason } => Some(Effect::Cancel {
                 key,
                 reason: reason.clone(),

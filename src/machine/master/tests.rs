@@ -189,8 +189,7 @@ fn a_job_walks_from_submit_to_success() {
         [Effect::AcquireLease {
             job: job.clone(),
             step: 0,
-            endpoints: 1,
-            tries: 0
+            endpoints: 1
         }]
     );
     world.pending.clear();
@@ -198,32 +197,15 @@ fn a_job_walks_from_submit_to_success() {
         .send(Command::Leased {
             job: job.clone(),
             step: 0,
-            result: Err("no free slot".into()),
-        })
-        .unwrap();
-    assert_eq!(
-        world.pending,
-        [Effect::AcquireLease {
-            job: job.clone(),
-            step: 1,
-            endpoints: 1,
-            tries: 1
-        }]
-    );
-    world.pending.clear();
-    world
-        .send(Command::Leased {
-            job: job.clone(),
-            step: 1,
             result: Ok(lease()),
         })
         .unwrap();
-    assert_eq!(world.pending, [Effect::Prepare { job: job.clone(), step: 2 }]);
+    assert_eq!(world.pending, [Effect::Prepare { job: job.clone(), step: 1 }]);
     world.pending.clear();
     world
         .send(Command::Prepared {
             job: job.clone(),
-            step: 2,
+            step: 1,
             result: Ok(packed(true)),
         })
         .unwrap();
@@ -231,15 +213,16 @@ fn a_job_walks_from_submit_to_success() {
         world.pending,
         [Effect::Propose {
             job: job.clone(),
-            step: 3,
-            legacy_call: false
+            step: 2,
+            legacy_call: false,
+            tries: 0
         }]
     );
     world.pending.clear();
     world
         .send(Command::Verdict {
             job: job.clone(),
-            step: 3,
+            step: 2,
             verdict: Verdict::Accepted,
         })
         .unwrap();
@@ -347,7 +330,8 @@ fn an_unknown_outcome_at_an_old_coordinator_fails_or_is_proposed_again() {
             [Effect::Propose {
                 job: job.clone(),
                 step: 1,
-                legacy_call: true
+                legacy_call: true,
+                tries: 0
             }]
         );
         world.pending.clear();
@@ -364,7 +348,8 @@ fn an_unknown_outcome_at_an_old_coordinator_fails_or_is_proposed_again() {
                 [Effect::Propose {
                     job,
                     step: 2,
-                    legacy_call: false
+                    legacy_call: false,
+                    tries: 1
                 }]
             );
         } else {
@@ -433,6 +418,91 @@ fn a_task_sent_before_its_job_was_proposed_is_not_taken() {
     }
 }
 
+#[test]
+fn a_task_must_be_of_the_job_it_was_proposed_for_and_comes_once() {
+    let mut world = World::new(false);
+    let job = world.submit(LOCAL);
+    let result = Ok(packed(false));
+    world
+        .send(Command::Prepared {
+            job: job.clone(),
+            step: 0,
+            result,
+        })
+        .unwrap();
+    let mut fetch = |proposal: &str, task: &str| {
+        let proposal = ProposalId::parse(proposal).unwrap();
+        let job_type = TypeName::parse("x").unwrap();
+        world
+            .send(Command::Offered {
+                proposal: proposal.clone(),
+                job_type,
+            })
+            .unwrap();
+        let result = Ok(won(job.as_str(), task));
+        world
+            .send(Command::Fetched {
+                proposal: proposal.clone(),
+                result,
+            })
+            .unwrap();
+        let Some(Record::Participation(participation)) = world.ended.get(&Key::Participation(proposal)) else {
+            panic!("it has ended")
+        };
+        matches!(participation.state, ParticipationState::Won(_))
+    };
+    assert!(!fetch("p2-20261122212634-1-coo_1", "trainer_0"), "another job's proposal");
+    assert!(fetch(&format!("{job}-coo_1"), "trainer_0"));
+    assert!(!fetch(&format!("{job}-coo_2"), "trainer_1"), "a second task of an own job");
+}
+
+#[test]
+fn an_own_task_that_fails_before_the_verdict_is_known_fails_the_job_and_endpoints_go_back_last() {
+    let mut world = World::new(false);
+    let job = world.submit(FULL);
+    world
+        .send(Command::Leased {
+            job: job.clone(),
+            step: 0,
+            result: Ok(lease()),
+        })
+        .unwrap();
+    world
+        .send(Command::Prepared {
+            job: job.clone(),
+            step: 1,
+            result: Ok(packed(true)),
+        })
+        .unwrap();
+    for n in 1..=2 {
+        let proposal = ProposalId::parse(format!("{job}-coo_{n}")).unwrap();
+        let job_type = TypeName::parse("x").unwrap();
+        world
+            .send(Command::Offered {
+                proposal: proposal.clone(),
+                job_type,
+            })
+            .unwrap();
+        let _ = world.send(Command::Fetched {
+            proposal,
+            result: Ok(won(job.as_str(), "trainer_0")),
+        });
+    }
+    world.pending.clear();
+    let key = TaskKey::parse(job.as_str(), "trainer_0").unwrap();
+    world
+        .send(Command::TaskEnded {
+            key,
+            outcome: outcome(End::Failed),
+        })
+        .unwrap();
+    assert_eq!(world.pending, [Effect::ReleaseLease { job: job.clone() }]);
+    let Some(Record::Job(closing)) = world.live.get(&Key::Job(job)) else {
+        panic!("it holds its lease")
+    };
+    assert!(matches!(&closing.state, JobState::Failed(failure) if failure.reason == "task trainer_0 failed: why"));
+}
+
 /// One step of a random history; numbers choose among what is there.
 #[derive(Clone, Debug)]
 enum Step {
@@ -475,7 +545,9 @@ fn outcome_of(effect: &Effect, how: u8) -> Command {
             };
             Command::Prepared { job, step, result }
         }
-        Effect::Propose { job, step, legacy_call } => match how % 5 {
+        Effect::Propose {
+            job, step, legacy_call, ..
+        } => match how % 5 {
             0 => Command::LegacyProposal { job, step },
             1 => Command::Verdict {
                 job,

@@ -4,7 +4,7 @@ use super::{Door, python_json};
 use crate::engine::Refusal;
 use crate::machine::ids::TypeName;
 use crate::machine::master::records::JobState;
-use crate::machine::master::{Command, Reply};
+use crate::machine::master::{Command, Rejection, Reply};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -66,31 +66,28 @@ async fn accept(door: &Door, body: Result<Bytes, BytesRejection>) -> Result<Stri
         .map_err(|error| bad(error.to_string()))?;
     let job_type = TypeName::parse(job_type).map_err(|error| bad(format!("job_{error}")))?;
     let disk = |error: anyhow::Error| unavailable(format!("the job cannot be stored: {error:#}"));
-    // The pins keep the files until the machine's record refers to them.
-    let (config, _config_pin) = door.shared.keep(config.to_string().into_bytes()).await.map_err(disk)?;
-    let (algorithm_config, _pin) = match algorithm_config {
+    let (config, config_pin) = door.shared.keep(config.to_string().into_bytes()).await.map_err(disk)?;
+    let (algorithm_config, pin) = match algorithm_config {
         None => (None, None),
         Some(text) => {
             let (content, pin) = door.shared.keep(text.into_bytes()).await.map_err(disk)?;
             (Some(content), pin)
         }
     };
-    match door
-        .shared
-        .handle
-        .send(Command::Submit {
-            job_type,
-            config,
-            algorithm_config,
-            plan,
-        })
-        .await
-    {
+    let command = Command::Submit {
+        job_type,
+        config,
+        algorithm_config,
+        plan,
+    };
+    let pins = config_pin.into_iter().chain(pin).collect();
+    match door.shared.handle.send_pinned(command, pins).await {
         Ok(Reply::Accepted(id)) => {
             tracing::info!(job = %id, "accepted");
             Ok(id.as_str().to_owned())
         }
         Ok(other) => Err(unavailable(format!("unexpected {other:?}"))),
+        Err(Refusal::Rejected(why @ Rejection::Full)) => Err(unavailable(why)),
         Err(Refusal::Rejected(why)) => Err(bad(why.to_string())),
         Err(refusal @ (Refusal::Unknown | Refusal::Stopped)) => Err(unavailable(refusal)),
     }

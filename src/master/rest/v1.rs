@@ -108,7 +108,7 @@ fn render_task(task: &Task) -> Value {
     body["state"] = json!(match &task.state {
         TaskState::Held => "held",
         TaskState::Queued => "queued",
-        TaskState::Submitted => "submitted",
+        TaskState::Submitted { .. } => "submitted",
         TaskState::Cancelling { .. } => "cancelling",
         TaskState::Ended(outcome) => {
             body["reason"] = json!(outcome.reason);
