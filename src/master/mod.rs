@@ -1,6 +1,6 @@
 //! The party master: REST in front, the coordinator on one side, the cluster on the other, one durable log in the middle.
 //!
-//! [`serve`] puts the parts together; [`rest`] is the door of users, [`subscriber`] the door of the federation, [`runner`] and [`submitter`]
+//! [`serve`] puts the parts together; [`rest`] is the door of users, `subscriber` the door of the federation, `runner` and `submitter`
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
 pub mod rest;
@@ -11,18 +11,15 @@ mod subscriber;
 mod watch;
 
 use crate::config::MasterOptions;
-use crate::engine::clock::{SystemClock, new_instance};
+use crate::engine::Handle;
+use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
-use crate::engine::{Engine, Handle, Parts};
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options as JobTypeOptions, Registry};
-use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
+use crate::machine::content::Content;
 use crate::machine::ids::PartyId;
 use crate::machine::master::{Effect, Master, Rules};
-use crate::store::Error as StoreError;
-use crate::store::directory::Directory;
 use crate::store::payload::{Payloads, Pinned};
-use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::{MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
@@ -90,27 +87,18 @@ impl Shared {
     /// # Errors
     /// The file cannot be written.
     pub async fn keep(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
-        if bytes.len() <= INLINE_MAX {
-            return Ok((Content::Inline(bytes), None));
-        }
         let payloads = self.payloads.clone();
-        let pinned = Supervisor::blocking(move || payloads.put(&bytes)).await??;
-        let payload: PayloadRef = *pinned;
-        Ok((Content::Stored(payload), Some(pinned)))
+        Ok(Supervisor::blocking(move || payloads.keep(bytes)).await??)
     }
 
     /// The bytes of a record's content.
     ///
     /// # Errors
-    /// The file cannot be read, or is damaged.
+    /// The file cannot be read, is damaged, or was released with its last record.
     pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
-        match content {
-            Content::Inline(bytes) => Ok(bytes.clone()),
-            Content::Stored(payload) => {
-                let (payloads, payload) = (self.payloads.clone(), *payload);
-                Ok(Supervisor::blocking(move || payloads.get(&payload)).await??)
-            }
-        }
+        let (payloads, content) = (self.payloads.clone(), content.clone());
+        let bytes = Supervisor::blocking(move || payloads.load(&content)).await??;
+        bytes.context("the content was released meanwhile")
     }
 }
 
@@ -134,24 +122,15 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         submit_tries: settings.submit_tries,
     };
     let dir = options.data_dir.clone();
-    let opened = Supervisor::blocking(move || open(&dir, rules)).await??;
-    tracing::info!(
-        party = %party,
-        found = opened.engine.report.summary(),
-        epoch = opened.engine.report.epoch,
-        next_seq = opened.engine.report.next_seq,
-        payloads = opened.engine.report.payloads,
-        took_ms = opened.engine.report.took.as_secs_f64() * 1e3,
-        "recovered"
-    );
+    let opened = Supervisor::blocking(move || open(&dir, "master", Master::new(rules), PAYLOAD_MAX)).await??;
     let shared = Shared {
         party,
         handle: opened.engine.handle(),
         payloads: opened.payloads,
         registry: Arc::new(registry),
         supervisor: supervisor.clone(),
-        instance: format!("{:032x}", u128::from_be_bytes(opened.directory.instance())),
-        work_dir: opened.directory.work_dir(),
+        instance: opened.instance,
+        work_dir: opened.work_dir,
         recovery: Arc::new(opened.engine.report.clone()),
         subscription: Subscription::default(),
     };
@@ -195,29 +174,6 @@ fn registry(options: &MasterOptions) -> anyhow::Result<Registry> {
         shim: Shim::this_program()?,
         who: format!("master {}", options.party_id),
     })?)
-}
-
-struct Opened {
-    directory: Directory,
-    payloads: Arc<Payloads>,
-    engine: Engine<Master>,
-}
-
-fn open(dir: &std::path::Path, rules: Rules) -> Result<Opened, StoreError> {
-    let directory = Directory::open(dir, "master", new_instance())?;
-    let store = Arc::new(SledStore::open(&directory)?);
-    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), PAYLOAD_MAX)?);
-    let parts = Parts {
-        machine: Master::new(rules),
-        store,
-        payloads: payloads.clone(),
-        clock: Arc::new(SystemClock),
-    };
-    Ok(Opened {
-        directory,
-        payloads,
-        engine: Engine::recover(parts)?,
-    })
 }
 
 /// Those who carry out effects.
