@@ -65,9 +65,11 @@ pub struct WorkerOptions {
     #[arg(long)]
     pub data_base_dir: Option<PathBuf>,
     /// Programs this party has installed: <name>/program.toml
+    #[allow(rustdoc::invalid_html_tags, reason = "the text of --help, where a backtick would show")]
     #[arg(long)]
     pub programs_dir: Option<PathBuf>,
     /// Where tasks run: <work-dir>/<job>/<task>/<attempt>
+    #[allow(rustdoc::invalid_html_tags, reason = "the text of --help, where a backtick would show")]
     #[arg(long, default_value = "fedbroker-data/work")]
     pub work_dir: PathBuf,
 }

@@ -8,7 +8,7 @@ use super::worker_stream;
 use crate::engine::Refusal;
 use crate::engine::clock::new_instance;
 use crate::machine::cluster::{Attach, Command, Key, Record, Reply, Submission};
-use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
+use crate::machine::content::Content;
 use crate::machine::ids::{TypeName, WorkerId};
 use crate::store::payload::Pinned;
 use crate::supervisor::Supervisor;
@@ -36,17 +36,11 @@ fn status_reply(taken: bool) -> Response<update_status::Rep> {
 impl FedVision {
     /// The content as a record holds it, durable if it is a file; the pin goes with the command.
     async fn content(&self, bytes: Vec<u8>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
-        if bytes.len() <= INLINE_MAX {
-            let fingerprint = Sha256::digest(&bytes).into();
-            return Ok((Content::Inline(bytes), fingerprint, None));
-        }
         let payloads = self.0.payloads.clone();
-        let stored = Supervisor::blocking(move || payloads.put(&bytes))
-            .await
-            .map_err(convert::unavailable)?;
-        let pinned = stored.map_err(convert::unavailable)?;
-        let payload: PayloadRef = *pinned;
-        Ok((Content::Stored(payload), payload.hash, Some(pinned)))
+        let kept = move || (<[u8; 32]>::from(Sha256::digest(&bytes)), payloads.keep(bytes));
+        let (fingerprint, kept) = Supervisor::blocking(kept).await.map_err(convert::unavailable)?;
+        let (content, pinned) = kept.map_err(convert::unavailable)?;
+        Ok((content, fingerprint, pinned))
     }
 
     /// True when the worker has a stream or is within its grace time.

@@ -14,12 +14,9 @@ mod watch;
 mod worker_stream;
 
 use crate::config::ClusterManagerOptions;
-use crate::engine::clock::{Clock, SystemClock, new_instance};
-use crate::engine::{Engine, Parts};
+use crate::engine::clock::SystemClock;
+use crate::engine::open::{Opened, open};
 use crate::machine::cluster::{Cluster, Command, Rules};
-use crate::store::directory::Directory;
-use crate::store::payload::Payloads;
-use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
@@ -88,20 +85,14 @@ pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> an
 /// As [`serve`].
 pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Supervisor) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
-    let (engine, payloads, instance) = Supervisor::blocking({
-        let settings = settings.clone();
-        move || recover(&settings)
-    })
-    .await??;
-    let report = &engine.report;
-    tracing::info!(
-        found = report.summary(),
-        next_seq = report.next_seq,
-        epoch = report.epoch,
-        payloads = report.payloads,
-        took_ms = u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),
-        "recovered"
-    );
+    let (dir, machine) = (settings.data_dir.clone(), Cluster::new(settings.rules.clone()));
+    let opened = Supervisor::blocking(move || open(&dir, ROLE, machine, MESSAGE_MAX as u64)).await??;
+    let Opened {
+        engine,
+        payloads,
+        instance,
+        ..
+    } = opened;
     let shared = Shared {
         handle: engine.handle(),
         payloads,
@@ -120,20 +111,6 @@ pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Super
     );
     listen(listener, shared, instance);
     Ok(address)
-}
-
-fn recover(settings: &Settings) -> anyhow::Result<(Engine<Cluster>, Arc<Payloads>, String)> {
-    let directory = Directory::open(&settings.data_dir, ROLE, new_instance())?;
-    let store = SledStore::open(&directory)?;
-    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), MESSAGE_MAX as u64)?);
-    let instance = directory.instance().iter().map(|byte| format!("{byte:02x}")).collect();
-    let engine = Engine::recover(Parts {
-        machine: Cluster::new(settings.rules.clone()),
-        store: Arc::new(store),
-        payloads: payloads.clone(),
-        clock: Arc::new(SystemClock) as Arc<dyn Clock>,
-    })?;
-    Ok((engine, payloads, instance))
 }
 
 fn listen(listener: TcpListener, shared: Shared, instance: String) {

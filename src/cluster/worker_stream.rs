@@ -9,7 +9,6 @@ use super::parts::Shared;
 use crate::engine::Refusal;
 use crate::machine::cluster::records::TaskState;
 use crate::machine::cluster::{Attach, Command, Key, Record, Rejection, Reply};
-use crate::machine::content::Content;
 use crate::machine::ids::{TaskKey, WorkerId};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
@@ -240,13 +239,9 @@ async fn read_task(shared: &Shared, worker: &WorkerId, key: &TaskKey, attempt: u
         if record.state != (TaskState::Assigned { worker, attempt }) {
             return Ok(None);
         }
-        let bytes = match &record.content {
-            Content::Inline(bytes) => bytes.clone(),
-            Content::Stored(payload) => match payloads.pin(payload) {
-                Some(_pinned) => payloads.get(payload)?,
-                // Released since the record was read: the task has ended.
-                None => return Ok(None),
-            },
+        // Released since the record was read: the task has ended.
+        let Some(bytes) = payloads.load(&record.content)? else {
+            return Ok(None);
         };
         Ok(Some(Task::decode(bytes.as_slice())?))
     };

@@ -3,7 +3,7 @@
 //! Called by `service`. Must never panic on what a peer sends, and never let a number or a text through that the machine does not bound.
 
 use crate::engine::Refusal;
-use crate::machine::content::{Content, INLINE_MAX};
+use crate::machine::content::Content;
 use crate::machine::coordinator::{Command, Rejection, TASKS_MAX, Verdict};
 use crate::machine::ids::{BadId, JobId, TaskId, TypeName};
 use crate::store;
@@ -35,15 +35,12 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req) -> Result<Pr
         let task_id = TaskId::parse(task.task_id.as_str()).map_err(|error| bad_id(&error))?;
         let bytes = task.encode_to_vec();
         fingerprint.add(&bytes);
-        let content = match bytes.len() {
-            _ if !keep => Content::default(),
-            0..=INLINE_MAX => Content::Inline(bytes),
-            _ => {
-                let pin = payloads.put(&bytes).map_err(|error| store_failed(&error))?;
-                let content = Content::Stored(*pin);
-                pins.push(pin);
-                content
-            }
+        let content = if keep {
+            let (content, pin) = payloads.keep(bytes).map_err(|error| store_failed(&error))?;
+            pins.extend(pin);
+            content
+        } else {
+            Content::default()
         };
         tasks.push((task_id, content));
     }
@@ -84,15 +81,10 @@ impl Fingerprint {
 
 /// The task behind a content, `None` if it is no longer kept. Blocks.
 pub(super) fn task(payloads: &Payloads, content: &Content) -> Result<Option<Task>, Status> {
-    let decoded = match content {
-        Content::Inline(bytes) => Task::decode(bytes.as_slice()),
-        Content::Stored(payload) => {
-            let Some(_pin) = payloads.pin(payload) else { return Ok(None) };
-            let bytes = payloads.get(payload).map_err(|error| store_failed(&error))?;
-            Task::decode(bytes.as_slice())
-        }
+    let Some(bytes) = payloads.load(content).map_err(|error| store_failed(&error))? else {
+        return Ok(None);
     };
-    decoded
+    Task::decode(bytes.as_slice())
         .map(Some)
         .map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))
 }

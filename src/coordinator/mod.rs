@@ -8,12 +8,9 @@ mod hub;
 mod service;
 
 use crate::config::CoordinatorOptions;
-use crate::engine::clock::{SystemClock, new_instance};
-use crate::engine::{Engine, Parts};
+use crate::engine::clock::SystemClock;
+use crate::engine::open::{Opened, open};
 use crate::machine::coordinator::{Command, Coordinator, Rules};
-use crate::store::directory::Directory;
-use crate::store::payload::Payloads;
-use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
@@ -23,7 +20,6 @@ use anyhow::Context;
 use hub::{Executor, Hub};
 use service::Service;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -65,33 +61,6 @@ pub async fn serve(options: CoordinatorOptions, supervisor: Supervisor) -> anyho
     bind(options).await?.serve(supervisor).await
 }
 
-/// The engine with what the doors need beside it.
-struct Opened {
-    engine: Engine<Coordinator>,
-    payloads: Arc<Payloads>,
-    instance: String,
-}
-
-/// Open the data directory and read the records back. Blocks.
-fn open(data_dir: &Path, rules: Rules) -> anyhow::Result<Opened> {
-    let directory = Directory::open(data_dir, ROLE, new_instance())?;
-    let store = Arc::new(SledStore::open(&directory)?);
-    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), MESSAGE_MAX as u64)?);
-    let instance = format!("{:032x}", u128::from_be_bytes(directory.instance()));
-    let machine = Coordinator::new(rules);
-    let parts = Parts {
-        machine,
-        store,
-        payloads: payloads.clone(),
-        clock: Arc::new(SystemClock),
-    };
-    Ok(Opened {
-        engine: Engine::recover(parts)?,
-        payloads,
-        instance,
-    })
-}
-
 impl Bound {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
@@ -112,15 +81,16 @@ impl Bound {
             party_lease_ms: options.party_lease.saturating_mul(1000),
             keep_closed_ms: u64::try_from(KEEP_CLOSED.as_millis()).unwrap_or(u64::MAX),
         };
+        let machine = Coordinator::new(rules);
+        let opened = Supervisor::blocking(move || open(&options.data_dir, ROLE, machine, MESSAGE_MAX as u64)).await??;
         let Opened {
             engine,
             payloads,
             instance,
-        } = Supervisor::blocking(move || open(&options.data_dir, rules)).await??;
-        let report = engine.report.clone();
-        tracing::info!(records = report.summary(), took = ?report.took, epoch = report.epoch, next_seq = report.next_seq, "recovered");
+            ..
+        } = opened;
 
-        let (handle, hub) = (engine.handle(), Hub::new(report.epoch));
+        let (handle, hub) = (engine.handle(), Hub::new(engine.report.epoch));
         let (sink, effects) = mpsc::unbounded_channel();
         let (executor, clock) = (handle.clone(), Arc::new(SystemClock));
         let executor = Executor {

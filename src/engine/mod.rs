@@ -1,11 +1,12 @@
 //! The one loop that runs a role's machine on its durable log.
 //!
-//! Doors and executors hold a [`Handle`] and send commands; the loop ([`commit`]) takes all that is ready, lets the machine decide,
+//! Doors and executors hold a [`Handle`] and send commands; the loop (`commit`) takes all that is ready, lets the machine decide,
 //! makes the result durable in one batch with one barrier, and only then answers and hands on the effects. [`recover`] fills the
 //! machine from the store at start. Knows no role and no protocol.
 
 pub mod clock;
 mod commit;
+pub mod open;
 pub mod reader;
 pub mod recover;
 

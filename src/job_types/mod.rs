@@ -4,7 +4,7 @@
 //! Used by the master (plan, prepare) and the worker (runner). Imports machine, wire and config only. It decides nothing about the
 //! life of a job, and it never runs anything that a message brought: programs are installed by the party itself.
 //!
-//! To add a job type: a variant of [`Kind`], a module beside `dummy`, and the compiler names every place that must know it.
+//! To add a job type: a variant of `Kind`, a module beside `dummy`, and the compiler names every place that must know it.
 //! `paddle_fl` (see [`RESERVED`]) is the next one.
 
 mod dummy;

@@ -1,6 +1,6 @@
 //! The party master: REST in front, the coordinator on one side, the cluster on the other, one durable log in the middle.
 //!
-//! [`serve`] puts the parts together; [`rest`] is the door of users, [`subscriber`] the door of the federation, [`runner`] and [`submitter`]
+//! [`serve`] puts the parts together; [`rest`] is the door of users, `subscriber` the door of the federation, `runner` and `submitter`
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
 pub mod rest;
@@ -11,18 +11,16 @@ mod subscriber;
 mod watch;
 
 use crate::config::MasterOptions;
-use crate::engine::clock::{SystemClock, new_instance};
+use crate::engine::Handle;
+use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
-use crate::engine::{Engine, Handle, Parts};
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options as JobTypeOptions, Registry};
-use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
+use crate::machine::content::Content;
 use crate::machine::ids::PartyId;
 use crate::machine::master::{Effect, Key, Master, Record, Rules};
 use crate::store::Error as StoreError;
-use crate::store::directory::Directory;
 use crate::store::payload::{Payloads, Pinned};
-use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::{Backoff, MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
@@ -90,13 +88,8 @@ impl Shared {
     /// # Errors
     /// The file cannot be written.
     pub async fn keep(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
-        if bytes.len() <= INLINE_MAX {
-            return Ok((Content::Inline(bytes), None));
-        }
         let payloads = self.payloads.clone();
-        let pinned = Supervisor::blocking(move || payloads.put(&bytes)).await??;
-        let payload: PayloadRef = *pinned;
-        Ok((Content::Stored(payload), Some(pinned)))
+        Ok(Supervisor::blocking(move || payloads.keep(bytes)).await??)
     }
 
     /// [`Shared::keep`] for what cannot be asked for again: a full disk or too many open files are waited out.
@@ -119,15 +112,14 @@ impl Shared {
     /// # Errors
     /// The file is damaged or gone.
     pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
-        let payload = match content {
-            Content::Inline(bytes) => return Ok(bytes.clone()),
-            Content::Stored(payload) => *payload,
-        };
         let mut backoff = Backoff::new();
         loop {
-            let payloads = self.payloads.clone();
-            let loaded = Supervisor::blocking(move || payloads.get(&payload)).await?;
-            match loaded.map_err(anyhow::Error::new) {
+            let (payloads, content) = (self.payloads.clone(), content.clone());
+            let loaded = Supervisor::blocking(move || payloads.load(&content)).await?;
+            match loaded
+                .map_err(anyhow::Error::new)
+                .and_then(|bytes| bytes.context("the content was released meanwhile"))
+            {
                 Err(error) if is_passing(&error) => tracing::error!(error = format!("{error:#}"), "cannot read content, trying again"),
                 loaded => return loaded,
             }
@@ -174,24 +166,15 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         submit_tries: settings.submit_tries,
     };
     let dir = options.data_dir.clone().unwrap_or_else(|| default_data_dir(&party));
-    let opened = Supervisor::blocking(move || open(&dir, rules)).await??;
-    tracing::info!(
-        party = %party,
-        found = opened.engine.report.summary(),
-        epoch = opened.engine.report.epoch,
-        next_seq = opened.engine.report.next_seq,
-        payloads = opened.engine.report.payloads,
-        took_ms = opened.engine.report.took.as_secs_f64() * 1e3,
-        "recovered"
-    );
+    let opened = Supervisor::blocking(move || open(&dir, "master", Master::new(rules), PAYLOAD_MAX)).await??;
     let shared = Shared {
         party,
         handle: opened.engine.handle(),
         payloads: opened.payloads,
         registry: Arc::new(registry),
         supervisor: supervisor.clone(),
-        instance: format!("{:032x}", u128::from_be_bytes(opened.directory.instance())),
-        work_dir: opened.directory.work_dir(),
+        instance: opened.instance,
+        work_dir: opened.work_dir,
         recovery: Arc::new(opened.engine.report.clone()),
         subscription: Subscription::default(),
     };
@@ -246,29 +229,6 @@ fn registry(options: &MasterOptions) -> anyhow::Result<Registry> {
         shim: Shim::this_program()?,
         who: format!("master {}", options.party_id),
     })?)
-}
-
-struct Opened {
-    directory: Directory,
-    payloads: Arc<Payloads>,
-    engine: Engine<Master>,
-}
-
-fn open(dir: &Path, rules: Rules) -> Result<Opened, StoreError> {
-    let directory = Directory::open(dir, "master", new_instance())?;
-    let store = Arc::new(SledStore::open(&directory)?);
-    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), PAYLOAD_MAX)?);
-    let parts = Parts {
-        machine: Master::new(rules),
-        store,
-        payloads: payloads.clone(),
-        clock: Arc::new(SystemClock),
-    };
-    Ok(Opened {
-        directory,
-        payloads,
-        engine: Engine::recover(parts)?,
-    })
 }
 
 /// Those who carry out effects.

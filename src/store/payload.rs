@@ -15,7 +15,7 @@
 mod files;
 
 use super::Error;
-use crate::machine::content::PayloadRef;
+use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
 use files::Files;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -121,6 +121,26 @@ impl Payloads {
         let mut writer = self.writer()?;
         writer.write(content)?;
         writer.finish()
+    }
+
+    /// Make bytes fit for a record: few of them inline, many as a file, which the pin keeps until the record that refers to it is counted.
+    pub fn keep(&self, bytes: Vec<u8>) -> Result<(Content, Option<Pinned>), Error> {
+        if bytes.len() <= INLINE_MAX {
+            return Ok((Content::Inline(bytes), None));
+        }
+        let pinned = self.put(&bytes)?;
+        Ok((Content::Stored(*pinned), Some(pinned)))
+    }
+
+    /// The bytes of a record's content; `None` if it was released since the record was read.
+    pub fn load(&self, content: &Content) -> Result<Option<Vec<u8>>, Error> {
+        match content {
+            Content::Inline(bytes) => Ok(Some(bytes.clone())),
+            Content::Stored(payload) => match self.pin(payload) {
+                Some(_pin) => self.get(payload).map(Some),
+                None => Ok(None),
+            },
+        }
     }
 
     /// Store content that comes in pieces.

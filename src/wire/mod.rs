@@ -31,6 +31,7 @@ pub mod fedvision {
 #[allow(clippy::all, missing_docs)]
 pub mod fedbroker {
     /// Package `fedbroker.v1`.
+    #[allow(rustdoc::invalid_html_tags, reason = "generated; the comments of the proto files are no markdown")]
     pub mod v1 {
         tonic::include_proto!("fedbroker.v1");
     }

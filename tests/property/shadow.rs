@@ -16,6 +16,12 @@ type KeyOf<W> = <<W as World>::Machine as Machine>::Key;
 type RecordOf<W> = <<W as World>::Machine as Machine>::Record;
 pub type Records<W> = BTreeMap<KeyOf<W>, RecordOf<W>>;
 
+/// The answer to a command, and the effects it asks for.
+type Decision<W> = (
+    Result<<<W as World>::Machine as Machine>::Reply, <<W as World>::Machine as Machine>::Rejection>,
+    Vec<<<W as World>::Machine as Machine>::Effect>,
+);
+
 /// What a reply said for good, to be found in the record of a key ever after.
 type Promise<W> = (String, KeyOf<W>, fn(&str, &RecordOf<W>) -> bool);
 
@@ -45,14 +51,7 @@ impl<W: World> Shadow<W> {
     }
 
     /// Decide a command like the engine, at the same time.
-    pub fn take(
-        &mut self,
-        command: <W::Machine as Machine>::Command,
-        now: u64,
-    ) -> (
-        Result<<W::Machine as Machine>::Reply, <W::Machine as Machine>::Rejection>,
-        Vec<<W::Machine as Machine>::Effect>,
-    ) {
+    pub fn take(&mut self, command: <W::Machine as Machine>::Command, now: u64) -> Decision<W> {
         let asked = self.machine.recall(&command).filter(|key| self.machine.record(key).is_none());
         let input = Input {
             now: Timestamp(now),

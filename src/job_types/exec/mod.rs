@@ -1,4 +1,4 @@
-//! Runs one child process to its end, under a [`shim`] that ends it with all its descendants when it is not wanted any more.
+//! Runs one child process to its end, under a `shim` that ends it with all its descendants when it is not wanted any more.
 //!
 //! Called by `program` for compile steps and tasks. Never uses a shell, never leaves a process behind: cancellation, the time-out,
 //! the drop of the future, the exit and even the SIGKILL of this process all end the child's whole group.

@@ -2,7 +2,10 @@
 
 use super::records::*;
 use super::*;
-use crate::machine::outcome::End;
+use crate::machine::content::Content;
+use crate::machine::ids::{TaskId, TypeName};
+use crate::machine::outcome::{End, Outcome};
+use crate::machine::plan::Plan;
 use proptest::prelude::*;
 use std::collections::HashMap;
 

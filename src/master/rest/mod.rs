@@ -1,6 +1,6 @@
 //! The door of users: HTTP in, commands and durable reads out. Decides nothing.
 //!
-//! [`legacy`] is the service of FedVision 0.1 (`/submit`, `/query`), [`v1`] what it never had. Bad input is answered with 400 and its reason, never with
+//! `legacy` is the service of FedVision 0.1 (`/submit`, `/query`), `v1` what it never had. Bad input is answered with 400 and its reason, never with
 //! a 500; a store that fails is a 503.
 
 mod legacy;

@@ -1,0 +1,283 @@
+//! What the master is told, what it records, what it asks for and what it answers.
+//!
+//! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
+
+use super::JOBS_MAX;
+use super::records::{Failure, Lease};
+use crate::machine::content::Content;
+use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
+use crate::machine::outcome::Outcome;
+use crate::machine::plan::Plan;
+use serde::{Deserialize, Serialize};
+
+/// Requests and outcomes.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Accept a job. Its config is checked already, its plan made.
+    Submit {
+        /// Type, known to the registry.
+        job_type: TypeName,
+        /// JSON text of its config.
+        config: Content,
+        /// As received.
+        algorithm_config: Option<Content>,
+        /// What it needs.
+        plan: Plan,
+    },
+    /// The cluster manager's answer about endpoints; `Err` is its reason never to grant them.
+    Leased {
+        /// Whose.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The answer.
+        result: Result<Lease, String>,
+    },
+    /// The lease is back at the manager.
+    LeaseReleased {
+        /// Whose.
+        job: JobId,
+    },
+    /// Compiling and packing has ended.
+    Prepared {
+        /// Of what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The packed tasks, or why there are none.
+        result: Result<Packed, Failure>,
+    },
+    /// The coordinator is a FedVision 0.1 one; the call goes out once this is answered.
+    LegacyProposal {
+        /// Of what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+    },
+    /// The coordinator's verdict.
+    Verdict {
+        /// On what.
+        job: JobId,
+        /// The step that asked.
+        step: u32,
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// Say why a job waits.
+    Note {
+        /// Which.
+        job: JobId,
+        /// One line.
+        note: String,
+    },
+    /// The coordinator announced a proposal.
+    Offered {
+        /// Which.
+        proposal: ProposalId,
+        /// Of what type.
+        job_type: TypeName,
+    },
+    /// What fetching came to.
+    Fetched {
+        /// Which.
+        proposal: ProposalId,
+        /// The task, or why there is none.
+        result: Result<WonTask, String>,
+    },
+    /// The cluster manager answered a submission.
+    Submitted {
+        /// Which task.
+        key: TaskKey,
+        /// The `tries` of the submission.
+        tries: u32,
+        /// What it said.
+        answer: SubmitAnswer,
+    },
+    /// A task has ended.
+    TaskEnded {
+        /// Which.
+        key: TaskKey,
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// The result of compiling and packing.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// The encoded `Proposal.REQ`, when there is a proposal.
+    pub proposal: Option<Content>,
+    /// Tasks for this party's own cluster.
+    pub local: Vec<LocalTask>,
+}
+
+/// A task for this party's own cluster.
+#[derive(Clone, Debug)]
+pub struct LocalTask {
+    /// Its id.
+    pub task: TaskId,
+    /// Its type.
+    pub task_type: TypeName,
+    /// The encoded `fedvision.framework.Task`.
+    pub content: Content,
+}
+
+/// A task won in a proposal.
+#[derive(Clone, Debug)]
+pub struct WonTask {
+    /// Its ids.
+    pub key: TaskKey,
+    /// Its type.
+    pub task_type: TypeName,
+    /// The encoded `fedvision.framework.Task`, unchanged.
+    pub content: Content,
+}
+
+/// What a proposal came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Enough parties; the chosen ones have their tasks.
+    Accepted,
+    /// It was refused, in words.
+    Refused(String),
+    /// A FedVision 0.1 coordinator may or may not have seen it.
+    Unknown,
+}
+
+/// What the cluster manager said to a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitAnswer {
+    /// It has the task, durably, and tells how it ends.
+    Taken,
+    /// A FedVision 0.1 manager has it: its end will never be known.
+    TakenUnwatched,
+    /// It does not take it now.
+    Refused,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields are those of the records they change")]
+pub enum Event {
+    /// A job was accepted.
+    JobAccepted {
+        id: JobId,
+        number: u64,
+        job_type: TypeName,
+        config: Content,
+        algorithm_config: Option<Content>,
+        plan: Plan,
+        at: Timestamp,
+    },
+    /// It has its endpoints.
+    JobLeased { job: JobId, lease: Lease, at: Timestamp },
+    /// It is compiled and packed, and is proposed now.
+    JobProposing { job: JobId, proposal: Content, at: Timestamp },
+    /// The call to a FedVision 0.1 coordinator goes out.
+    JobProposedLegacy { job: JobId },
+    /// It is proposed again.
+    JobProposedAgain { job: JobId },
+    /// Its tasks may run.
+    JobRunning { job: JobId, at: Timestamp },
+    /// Why it waits, or what is not known about it.
+    JobNoted { job: JobId, note: String },
+    /// All its own tasks ended well.
+    JobSucceeded { job: JobId, at: Timestamp },
+    /// It failed.
+    JobFailed { job: JobId, failure: Failure, at: Timestamp },
+    /// Its endpoints are given back.
+    LeaseReleased { job: JobId },
+    /// A task was packed and waits for the verdict.
+    TaskHeld {
+        key: TaskKey,
+        task_type: TypeName,
+        content: Content,
+        at: Timestamp,
+    },
+    /// A packed task may go.
+    TaskReleased { key: TaskKey, at: Timestamp },
+    /// The manager refused it for now.
+    TaskRefused { key: TaskKey },
+    /// The manager has it.
+    TaskSubmitted { key: TaskKey, watched: bool, at: Timestamp },
+    /// It is to be stopped.
+    TaskCancelling { key: TaskKey, reason: String, at: Timestamp },
+    /// It has ended.
+    TaskEnded { key: TaskKey, outcome: Outcome, at: Timestamp },
+    /// A proposal was announced and is wanted.
+    ProposalOffered {
+        proposal: ProposalId,
+        job_type: TypeName,
+        at: Timestamp,
+    },
+    /// A proposal was announced and is not wanted.
+    ProposalDeclined {
+        proposal: ProposalId,
+        job_type: TypeName,
+        reason: String,
+        at: Timestamp,
+    },
+    /// A task was won; it is queued.
+    ProposalWon {
+        proposal: ProposalId,
+        key: TaskKey,
+        task_type: TypeName,
+        content: Content,
+        at: Timestamp,
+    },
+    /// No task came of it.
+    ProposalMissed {
+        proposal: ProposalId,
+        reason: String,
+        at: Timestamp,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "fields are those of the records that justify them")]
+pub enum Effect {
+    /// Ask the cluster manager for endpoints until it grants them.
+    AcquireLease { job: JobId, step: u32, endpoints: u16 },
+    /// Give them back.
+    ReleaseLease { job: JobId },
+    /// Compile and pack.
+    Prepare { job: JobId, step: u32 },
+    /// Propose. With `legacy_call` a call may be out already, at a coordinator that cannot join it.
+    Propose {
+        job: JobId,
+        step: u32,
+        legacy_call: bool,
+        tries: u32,
+    },
+    /// Submit a task to the cluster manager.
+    Submit { key: TaskKey, tries: u32 },
+    /// Learn how a task ends.
+    Watch { key: TaskKey },
+    /// Stop a task at the cluster manager.
+    Cancel { key: TaskKey, reason: String },
+    /// Fetch the task of a proposal.
+    Fetch { proposal: ProposalId },
+}
+
+/// The answer to an accepted command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The job is recorded under this id.
+    Accepted(JobId),
+    /// Recorded.
+    Done,
+    /// Nothing to record: it was known.
+    Known,
+}
+
+/// Why a command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The outcome of an attempt that is over.
+    #[error("{0} has moved on; this outcome is late")]
+    Late(String),
+    /// Too much is under way; later it may be taken.
+    #[error("{JOBS_MAX} jobs are under way, which is the most; try again later")]
+    Full,
+}
