@@ -21,6 +21,7 @@ use crate::store::directory::Directory;
 use crate::store::payload::Payloads;
 use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
@@ -78,7 +79,7 @@ impl Settings {
 pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
     let (listener, address) = bind(&options.host, options.port).await?;
     start(Settings::from_options(&options), listener, &supervisor).await?;
-    println!("{ROLE} ready on {address}");
+    say(&format!("{ROLE} ready on {address}"));
     supervisor.run().await
 }
 

@@ -24,6 +24,7 @@ use crate::store::directory::Directory;
 use crate::store::payload::{Payloads, Pinned};
 use crate::store::sled_store::SledStore;
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::{MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
 use anyhow::Context;
@@ -169,7 +170,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
 
     let stopped = supervisor.stopped();
     supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared), stopped));
-    println!("master ready on {address}");
+    say(&format!("master ready on {address}"));
     supervisor.stopped().await;
     Ok(())
 }
