@@ -23,6 +23,15 @@ impl Master {
                         at: input.now,
                     },
                 );
+                // Whatever it waited for is there again.
+                if self
+                    .jobs
+                    .get(&key.job)
+                    .is_some_and(|job| job.state == JobState::Running && !job.note.is_empty())
+                {
+                    let job = key.job.clone();
+                    out.emit(self, Event::JobNoted { job, note: String::new() });
+                }
                 out.effect(Effect::Watch { key });
             }
             SubmitAnswer::TakenUnwatched => {
