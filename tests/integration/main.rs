@@ -4,7 +4,13 @@ mod cluster;
 mod coordinator;
 mod coordinator_limits;
 mod federation;
+mod gated;
+mod order;
 mod payloads;
+mod quickstart;
+mod rest;
+mod restart;
+mod restart_others;
 mod store_contract;
 mod store_sled;
 #[path = "../support/mod.rs"]
