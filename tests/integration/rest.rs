@@ -120,24 +120,12 @@ async fn good_requests_are_answered_as_by_fedvision() {
             "{id}"
         );
         assert!(parts[1].bytes().all(|byte| byte.is_ascii_digit()), "{id}");
-        let word = if body == text { "WAITING" } else { "RUNNING" };
-        let client = Client::new(&master.address);
-        let state = if body == text { "preparing" } else { "running" };
-        if state == "running" && body != text {
-            client
-                .until(&format!("/api/v1/jobs/{id}"), |job| {
-                    job["state"] == "running" || job["state"] == "proposing"
-                })
-                .await;
-        }
+        // Nothing it needs is there, so it goes on only as far as that.
+        let words = if n == 2 { ["WAITING", "PROPOSAL"] } else { ["WAITING", "RUNNING"] };
         let answer = raw.post("/query", format!(r#"{{"job_id":"{id}"}}"#)).await;
         assert_eq!(answer.status, 200);
-        assert!(
-            answer.text() == format!(r#"{{"job_id": "{id}", "status": "_JobStatus.{word}"}}"#)
-                || answer.text() == format!(r#"{{"job_id": "{id}", "status": "_JobStatus.PROPOSAL"}}"#),
-            "{}",
-            answer.text()
-        );
+        let fits = words.map(|word| format!(r#"{{"job_id": "{id}", "status": "_JobStatus.{word}"}}"#));
+        assert!(fits.contains(&answer.text()), "{}", answer.text());
     }
 }
 
