@@ -93,9 +93,9 @@ pub struct MasterOptions {
     /// Address the REST service listens on
     #[arg(long, visible_alias = "host", default_value = "127.0.0.1")]
     pub rest_host: String,
-    /// Where the master keeps its jobs, tasks and proposals
-    #[arg(long, default_value = "fedbroker-data/master")]
-    pub data_dir: PathBuf,
+    /// Where the master keeps its jobs, tasks and proposals [default: fedbroker-data/master-<party-id>]
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
     /// Job types this party takes part in
     #[arg(long, value_delimiter = ',', default_value = "paddle_fl,program,dummy")]
     pub job_types: Vec<String>,

@@ -34,7 +34,7 @@ fn status_reply(taken: bool) -> Response<update_status::Rep> {
 }
 
 impl FedVision {
-    /// The content as a record holds it, durable if it is a file; the pin keeps the file until the command is taken.
+    /// The content as a record holds it, durable if it is a file; the pin goes with the command.
     async fn content(&self, bytes: Vec<u8>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
         if bytes.len() <= INLINE_MAX {
             let fingerprint = Sha256::digest(&bytes).into();
@@ -122,8 +122,7 @@ impl cluster_manager_server::ClusterManager for FedVision {
             fingerprint,
             assignee,
         });
-        let answer = self.0.handle.send(command).await;
-        drop(pinned);
+        let answer = self.0.handle.send_pinned(command, pinned.into_iter().collect()).await;
         let status = match answer {
             Ok(_) => task_submit::Status::Success,
             Err(Refusal::Rejected(rejection)) => {

@@ -78,7 +78,7 @@ impl coordinator_server::Coordinator for Service {
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
         let reply = loop {
-            match self.handle.send(command.clone()).await {
+            match self.handle.send_pinned(command.clone(), pins.clone()).await {
                 Err(Refusal::Rejected(early @ Rejection::Settling { .. })) => {
                     tracing::debug!(%job, %early, "a proposal waits");
                     tokio::time::sleep(SETTLE_LOOK).await;

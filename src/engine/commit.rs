@@ -7,13 +7,19 @@ use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
 use super::{EffectSink, Envelope, Parts, Refusal};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Out};
-use crate::store::{COST_MAX, Commit, Error, codec};
-use std::collections::HashMap;
+use crate::store::payload::Pinned;
+use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec};
+use std::collections::{BTreeSet, HashMap};
 use tokio::sync::{mpsc, oneshot};
 
-/// No more commands are taken once the events of a batch cost this much: the records they touch cost as much again and more, and the
-/// largest single command (a worker with all its slots lost, a proposal with all its parties closed) must still fit.
-const EVENT_COST_MAX: usize = COST_MAX / 8;
+/// No more commands are taken once a batch costs this much at worst: the largest single command (a proposal with all its tasks, half the limit;
+/// `tests/integration/coordinator_limits.rs` does the sum) must still fit.
+const FULL_COST: usize = COST_MAX * 7 / 16;
+/// What a changed record costs at worst: its value under one key, and the other key it may leave. Records are only encoded once all commands of
+/// the batch have changed them, so their real size is not known before.
+const RECORD_COST: usize = 3 * VALUE_MAX + 2 * 1024;
+/// What a payload reference costs at worst: its count is a record of 80 bytes.
+const REFERENCE_COST: usize = 3 * 80 + 1024;
 /// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
 const COMMANDS_MAX: usize = 1024;
 
@@ -27,8 +33,12 @@ struct Turn<M: Machine> {
     events: Vec<Vec<u8>>,
     event_cost: usize,
     changes: Changes<M::Key>,
+    /// Ended records on disk that a command was shown: one that lives again must not stay there as history.
+    recalled: BTreeSet<M::Key>,
     effects: Vec<M::Effect>,
     answers: Vec<Answer<M>>,
+    /// Payload files of the commands, let go once the records count them or the commands are refused.
+    pins: Vec<Pinned>,
 }
 
 impl<M: Machine> Turn<M> {
@@ -37,13 +47,17 @@ impl<M: Machine> Turn<M> {
             events: Vec::new(),
             event_cost: 0,
             changes: Changes::default(),
+            recalled: BTreeSet::new(),
             effects: Vec::new(),
             answers: Vec::new(),
+            pins: Vec::new(),
         }
     }
 
     fn is_full(&self) -> bool {
-        self.event_cost >= EVENT_COST_MAX || self.answers.len() >= COMMANDS_MAX
+        let references = self.changes.held.len() + self.changes.released.len();
+        let cost = self.event_cost + self.changes.keys.len() * RECORD_COST + references * REFERENCE_COST;
+        cost >= FULL_COST || self.answers.len() >= COMMANDS_MAX
     }
 }
 
@@ -84,7 +98,13 @@ impl<M: Machine> Loop<M> {
 
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
         let recalled = match self.parts.machine.recall(&envelope.command) {
-            Some(key) if self.parts.machine.record(&key).is_none() => self.reader.ended(&key)?,
+            Some(key) if self.parts.machine.record(&key).is_none() => {
+                let record = self.reader.ended(&key)?;
+                if record.is_some() {
+                    turn.recalled.insert(key);
+                }
+                record
+            }
             _ => None,
         };
         let now = self.parts.clock.now();
@@ -107,6 +127,7 @@ impl<M: Machine> Loop<M> {
         turn.changes.released.append(&mut out.changes.released);
         turn.effects.append(&mut out.effects);
         turn.answers.push((envelope.answer, reply));
+        turn.pins.extend(envelope.pins);
         Ok(())
     }
 
@@ -114,12 +135,14 @@ impl<M: Machine> Loop<M> {
         let Turn {
             events,
             changes,
+            recalled,
             effects,
             answers,
+            pins,
             ..
         } = turn;
         if !events.is_empty() {
-            let (records, ended) = self.encode_records(&changes)?;
+            let (records, ended) = self.encode_records(&changes, &recalled)?;
             let head = self.parts.store.head();
             let commit = Commit {
                 epoch: head.epoch,
@@ -138,6 +161,11 @@ impl<M: Machine> Loop<M> {
                 self.parts.machine.forget(key);
             }
         }
+        if !pins.is_empty() {
+            // What no record has come to refer to (a refused command, a repeated one) is removed now, or a quiet role would keep it.
+            drop(pins);
+            self.parts.payloads.settle(&[], &[]);
+        }
         for (answer, reply) in answers {
             let _ = answer.send(reply.map_err(Refusal::Rejected));
         }
@@ -149,14 +177,23 @@ impl<M: Machine> Loop<M> {
 
     /// The changed records as store changes, and the keys of those that have ended.
     #[expect(clippy::type_complexity, reason = "a pair used once, by the caller above")]
-    fn encode_records(&mut self, changes: &Changes<M::Key>) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
+    fn encode_records(
+        &mut self,
+        changes: &Changes<M::Key>,
+        recalled: &BTreeSet<M::Key>,
+    ) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
         let mut records = Vec::with_capacity(changes.keys.len() * 2);
         let mut ended = Vec::new();
         for key in &changes.keys {
             let bytes = M::key_bytes(key);
             let (live, past) = (record_key(LIVE, &bytes), record_key(ENDED, &bytes));
             match self.parts.machine.record(key) {
-                Some(record) if M::is_live(&record) => records.push((live, Some(codec::encode(&record)))),
+                Some(record) if M::is_live(&record) => {
+                    records.push((live, Some(codec::encode(&record))));
+                    if recalled.contains(key) {
+                        records.push((past, None));
+                    }
+                }
                 Some(record) => {
                     records.push((live, None));
                     records.push((past, Some(codec::encode(&record))));

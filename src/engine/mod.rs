@@ -10,7 +10,7 @@ pub mod reader;
 pub mod recover;
 
 use crate::machine::Machine;
-use crate::store::payload::Payloads;
+use crate::store::payload::{Payloads, Pinned};
 use crate::store::{Error as StoreError, Store};
 use crate::supervisor::Supervisor;
 use clock::Clock;
@@ -39,6 +39,8 @@ pub enum Refusal<R> {
 
 struct Envelope<M: Machine> {
     command: M::Command,
+    /// Keep the payload files the command refers to, until its records do.
+    pins: Vec<Pinned>,
     answer: oneshot::Sender<Result<M::Reply, Refusal<M::Rejection>>>,
 }
 
@@ -63,8 +65,20 @@ impl<M: Machine> Handle<M> {
     /// # Errors
     /// [`Refusal`]; see there what each says about the command.
     pub async fn send(&self, command: M::Command) -> Result<M::Reply, Refusal<M::Rejection>> {
+        self.send_pinned(command, Vec::new()).await
+    }
+
+    /// [`Handle::send`] for a command that refers to payload files. The pins travel with it: a caller that goes away meanwhile must not take
+    /// the files with it.
+    ///
+    /// # Errors
+    /// As [`Handle::send`].
+    pub async fn send_pinned(&self, command: M::Command, pins: Vec<Pinned>) -> Result<M::Reply, Refusal<M::Rejection>> {
         let (answer, reply) = oneshot::channel();
-        self.queue.send(Envelope { command, answer }).await.map_err(|_| Refusal::Stopped)?;
+        self.queue
+            .send(Envelope { command, pins, answer })
+            .await
+            .map_err(|_| Refusal::Stopped)?;
         reply.await.unwrap_or(Err(Refusal::Unknown))
     }
 

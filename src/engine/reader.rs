@@ -6,14 +6,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Records that must be in memory after a restart are stored under this byte.
-pub(super) const LIVE: u8 = b'l';
+pub const LIVE: u8 = b'l';
 /// Records that have ended are stored under this byte, so that a start need not read them.
-pub(super) const ENDED: u8 = b'd';
+pub const ENDED: u8 = b'd';
 /// How many records refer to a payload file.
-pub(super) const PAYLOAD: u8 = b'p';
+pub const PAYLOAD: u8 = b'p';
 
 /// The store key of a record.
-pub(super) fn record_key(kind: u8, key: &[u8]) -> Vec<u8> {
+pub fn record_key(kind: u8, key: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(key.len() + 1);
     bytes.push(kind);
     bytes.extend_from_slice(key);
@@ -52,13 +52,14 @@ impl<M: Machine> Reader<M> {
         }
     }
 
-    /// A record, live or ended. A record only ever moves from live to ended, so looking in this order never misses one.
+    /// A record, live or ended. A record moves from live to ended; the few that come back (a worker that was lost) may be missed by one
+    /// look in this order, so a miss looks at the live ones once more.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn get(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
         let bytes = M::key_bytes(key);
-        for kind in [LIVE, ENDED] {
+        for kind in [LIVE, ENDED, LIVE] {
             let key = record_key(kind, &bytes);
             if let Some(value) = self.store.get(&key)? {
                 return decode(&key, &value).map(Some);

@@ -29,7 +29,7 @@ use crate::wire::connect::{MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
 use anyhow::Context;
 use settings::Settings;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
@@ -134,7 +134,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         propose_again: settings.propose_again,
         submit_tries: settings.submit_tries,
     };
-    let dir = options.data_dir.clone();
+    let dir = options.data_dir.clone().unwrap_or_else(|| default_data_dir(&party));
     let opened = Supervisor::blocking(move || open(&dir, rules)).await??;
     tracing::info!(
         party = %party,
@@ -175,6 +175,17 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     Ok(())
 }
 
+/// Masters of several parties may run on one machine with the flags of FedVision 0.1, which knows no data directory.
+fn default_data_dir(party: &PartyId) -> PathBuf {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let name: String = party
+        .as_str()
+        .chars()
+        .map(|c| if plain(c) { c.to_string() } else { format!("%{:x}", u32::from(c)) })
+        .collect();
+    Path::new("fedbroker-data").join(format!("master-{name}"))
+}
+
 fn subscribed_types(options: &MasterOptions) -> Vec<String> {
     options
         .job_types
@@ -204,7 +215,7 @@ struct Opened {
     engine: Engine<Master>,
 }
 
-fn open(dir: &std::path::Path, rules: Rules) -> Result<Opened, StoreError> {
+fn open(dir: &Path, rules: Rules) -> Result<Opened, StoreError> {
     let directory = Directory::open(dir, "master", new_instance())?;
     let store = Arc::new(SledStore::open(&directory)?);
     let payloads = Arc::new(Payloads::open(&directory.payload_dir(), PAYLOAD_MAX)?);

@@ -120,6 +120,33 @@ impl SimDisk {
         self.lock().full = full;
     }
 
+    /// From now on commits succeed: takes back every order not met yet, and the full disk.
+    pub fn heal(&self) {
+        let mut disk = self.lock();
+        disk.order = None;
+        disk.full = false;
+    }
+
+    /// True while a commit stays at its barrier.
+    pub fn is_held(&self) -> bool {
+        self.lock().pending.is_some()
+    }
+
+    /// The value of a record as a power cut now that loses all without a barrier would leave it. Waits for nothing.
+    pub fn durable(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.lock().durable.records.get(key).cloned()
+    }
+
+    /// All records like [`SimDisk::durable`], in key order.
+    pub fn durable_records(&self) -> Page {
+        let disk = self.lock();
+        disk.durable
+            .records
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
     /// Start a process on the disk: the epoch rises by one, which fences every store opened before.
     pub fn open(&self) -> Result<SimStore, Error> {
         let mut disk = self.lock();

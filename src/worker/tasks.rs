@@ -98,6 +98,7 @@ impl Tasks {
                     if let Some(cancelled) = turn(go, &stop).await {
                         cancelled
                     } else {
+                        started(attempt);
                         staged.run(stop).await
                     }
                 }
@@ -125,10 +126,11 @@ impl Tasks {
         if let Some(cancelled) = turn(go, &stop).await {
             return cancelled;
         }
-        let started = SystemClock.now();
-        directory::write_record(&dir, attempt, &task_type, started, None).await;
+        let started_at = SystemClock.now();
+        directory::write_record(&dir, attempt, &task_type, started_at, None).await;
+        started(attempt);
         let outcome = staged.run(stop).await;
-        directory::write_record(&dir, attempt, &task_type, started, Some((SystemClock.now(), &outcome))).await;
+        directory::write_record(&dir, attempt, &task_type, started_at, Some((SystemClock.now(), &outcome))).await;
         outcome
     }
 
@@ -170,6 +172,11 @@ impl Tasks {
     pub(super) fn known(&self) -> Vec<Attempt> {
         self.table().known()
     }
+}
+
+/// Said once for each attempt that is really run: `tests/crash/federation` counts these lines as a witness of its own.
+fn started(attempt: &Attempt) {
+    tracing::debug!(task = %attempt.key, attempt = attempt.number, "task started");
 }
 
 /// Wait for a slot; the outcome when the task is to end before it has one.

@@ -61,18 +61,7 @@ impl Role {
     /// Start it; `Err` tells why it was not ready.
     pub async fn launch(&mut self) -> Result<(), String> {
         assert!(self.running.is_none(), "{} runs already", self.name);
-        let stderr = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut child = Command::new(BINARY)
-            .args(&self.args)
-            .arg("--stop-on-stdin-end")
-            .env("FEDBROKER_LOG", "info,fedbroker=debug")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
+        let (mut child, stdin) = self.spawn(Stdio::piped());
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // A worker is ready once it is attached, which may be much later; it is not waited for when its manager is not there.
         self.running = Some((child, stdin));
@@ -98,18 +87,23 @@ impl Role {
     /// Start it without waiting until it is ready.
     pub fn start_unready(&mut self) {
         assert!(self.running.is_none(), "{} runs already", self.name);
+        self.running = Some(self.spawn(Stdio::null()));
+    }
+
+    fn spawn(&self, stdout: Stdio) -> (Child, ChildStdin) {
         let stderr = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut child = Command::new(BINARY)
             .args(&self.args)
             .arg("--stop-on-stdin-end")
+            .env("FEDBROKER_LOG", "info,fedbroker=debug")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(stderr)
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let stdin = child.stdin.take().unwrap();
-        self.running = Some((child, stdin));
+        (child, stdin)
     }
 
     fn fix_port(&mut self, address: &str) {
@@ -123,11 +117,7 @@ impl Role {
 
     /// Give a role that has not been started a port of its own, so that others can be told before it runs.
     pub fn reserve_port(&mut self) -> String {
-        let address = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .to_string();
+        let address = format!("127.0.0.1:{}", free_ports(1));
         self.fix_port(&address);
         self.address.clone_from(&address);
         address

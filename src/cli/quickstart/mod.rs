@@ -103,14 +103,24 @@ async fn play(dir: &Path, screen: &Screen, crash: bool) -> anyhow::Result<()> {
     }
     federation.stop().await;
     screen.line(&format!("\nover in {:.1} s; everything is stopped", began.elapsed().as_secs_f64()));
-    screen.line(NEXT);
+    screen.line(&next());
     Ok(())
 }
 
-const NEXT: &str = "try next:\n  \
-    fedbroker standalone --parties 3\n  \
-    fedbroker submit --config examples/jobs/digits_fedavg.yaml --endpoint 127.0.0.1:10002 --wait\n  \
-    curl -s http://127.0.0.1:10002/api/v1/status";
+/// Three commands that work right away, in the words this one was started with.
+fn next() -> String {
+    let fedbroker = if std::env::var_os("CARGO").is_some() {
+        "cargo run --release --"
+    } else {
+        "fedbroker"
+    };
+    format!(
+        "try next:\n  \
+         {fedbroker} standalone --parties 3      # a federation that stays; the next two need it\n  \
+         {fedbroker} submit --config examples/jobs/digits_fedavg.yaml --endpoint 127.0.0.1:10002 --wait\n  \
+         curl -s http://127.0.0.1:10002/api/v1/status"
+    )
+}
 
 async fn job(federation: &mut Federation, screen: &Screen, crash: bool) -> anyhow::Result<()> {
     let client = Client::new(&federation.parties[0].master.address)?;

@@ -44,6 +44,12 @@ pub const TASKS_MAX: usize = 256;
 pub const PARTICIPANTS_MAX: usize = PARTIES_MAX;
 /// The longest window, seconds.
 pub const WAIT_MAX_S: u32 = 24 * 3600;
+/// How long a start leaves the parties to come back before it lets a window close that would fail for want of them, ms: they lost their
+/// streams with the process, and knock again after 6.25 s at the latest (`wire::connect::Backoff`).
+pub const RETURN_MS: u64 = 8_000;
+/// How long a party that came back after a start has to answer the offers it gets then, ms: an answer takes milliseconds on a machine that
+/// is not busy.
+pub const ANSWER_MS: u64 = 1_000;
 /// The most records one `Expire` lets go: a large proposal goes in pieces, none of which holds up the loop.
 pub const RELEASE_MAX: usize = 64;
 
@@ -241,8 +247,11 @@ impl Machine for Coordinator {
         }
     }
 
-    fn resume(&self, _now: Timestamp) -> Vec<Effect> {
-        self.proposals.values().filter_map(|entry| self.timer(&entry.proposal)).collect()
+    fn resume(&self, now: Timestamp) -> Vec<Effect> {
+        self.proposals
+            .values()
+            .filter_map(|entry| self.timer_at_start(entry, now))
+            .collect()
     }
 
     fn key_bytes(key: &Key) -> Vec<u8> {

@@ -3,7 +3,10 @@
 //! Called by the machine's `decide`. Must never let a proposal end without a recorded verdict, and never give a task to two parties.
 
 use super::draw::draw;
-use super::{Coordinator, Effect, Entry, Event, PARTICIPANTS_MAX, RELEASE_MAX, Record, Rejection, Reply, TASKS_MAX, WAIT_MAX_S};
+use super::{
+    ANSWER_MS, Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection, Reply,
+    TASKS_MAX, WAIT_MAX_S,
+};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
 use crate::machine::{Input, Out};
@@ -45,7 +48,8 @@ pub struct Proposal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Parties may accept. Moved on by the timer of its window. A crash keeps the acceptances; the timer is set again at start, and
-    /// fires at once if the window ended meanwhile.
+    /// fires at once if the window ended meanwhile, but if they are still too few, not before the parties had time to come back (also
+    /// for a proposal made shortly after the start). Then it closes as soon as they are enough.
     Open,
     /// The verdict is known and the tasks are kept for chosen parties that ask (again). Moved on by the retention timer. A crash changes
     /// nothing; the timer is set again at start.
@@ -318,7 +322,19 @@ impl Coordinator {
             (None, Some(_)) => Ok(Reply::Wait),
             (None, None) if entry.is_some_and(|entry| entry.participants.len() >= PARTICIPANTS_MAX) => Err(Rejection::TooManyParticipants),
             (None, None) => {
-                out.emit(self, Event::Accepted { job, party, at: input.now });
+                let over = input.now >= known.closes_at;
+                out.emit(
+                    self,
+                    Event::Accepted {
+                        job: job.clone(),
+                        party,
+                        at: input.now,
+                    },
+                );
+                if over && self.proposals.get(&job).is_some_and(|entry| self.has_enough(entry)) {
+                    // Only a start keeps a window open for longer, and only for want of this one.
+                    self.close(&job, input, out);
+                }
                 Ok(Reply::Wait)
             }
             (Some(_), None) => Ok(Reply::Timeout),
@@ -331,17 +347,18 @@ impl Coordinator {
         }
     }
 
-    /// The timer is trusted: it runs on a clock that nobody sets, unlike the one that stamps records.
+    /// The timer is trusted: it runs on a clock that nobody sets, unlike the one that stamps records. Shortly after a start a window that is
+    /// short of parties is left open: a crash of this process must not cost a job its parties.
     pub(super) fn close(&mut self, job: &JobId, input: &Input<Record>, out: &mut Out<Self>) -> Reply {
         let Some(entry) = self.proposals.get(job).filter(|entry| entry.proposal.is_open()) else {
             return Reply::Done;
         };
-        let present: Vec<PartyId> = entry
-            .participants
-            .keys()
-            .filter(|party| self.parties.contains_key(*party))
-            .cloned()
-            .collect();
+        if !self.has_enough(entry) && self.awaits_return(&entry.proposal, input.now) {
+            let at = input.now.min(self.counters.run_began).plus_ms(RETURN_MS);
+            out.effect(Effect::CloseAt { job: job.clone(), at });
+            return Reply::Done;
+        }
+        let present: Vec<PartyId> = self.present(entry).cloned().collect();
         let (min, max, tasks) = (entry.proposal.min as usize, entry.proposal.max as usize, entry.tasks.len());
         let (verdict, reason) = if present.len() < min {
             (
@@ -407,6 +424,40 @@ impl Coordinator {
             });
         }
         Reply::Done
+    }
+
+    /// Those who accepted and have not left since.
+    fn present<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a PartyId> {
+        entry.participants.keys().filter(|party| self.parties.contains_key(*party))
+    }
+
+    fn has_enough(&self, entry: &Entry) -> bool {
+        self.present(entry).count() >= entry.proposal.min as usize
+    }
+
+    /// True while a party that takes this job type has not come back since the start that cut it off, and still may, or has come back a
+    /// moment ago and not answered the offer that it got then.
+    fn awaits_return(&self, proposal: &Proposal, now: Timestamp) -> bool {
+        let awaited = |party: &Party| match party.link {
+            Link::Up { .. } if !self.is_connected(party) => true,
+            Link::Up { since, .. } => since > proposal.opened_at && now < since.plus_ms(ANSWER_MS),
+            Link::Down { .. } => false,
+        };
+        let mut members = self.parties.values().filter(|party| party.takes(&proposal.job_type));
+        let has_window = proposal.closes_at > proposal.opened_at;
+        has_window && now < self.counters.run_began.plus_ms(RETURN_MS) && members.any(awaited)
+    }
+
+    /// The timer a proposal needs after a start: a crash of this process must not cost a job its parties.
+    pub(super) fn timer_at_start(&self, entry: &Entry, now: Timestamp) -> Option<Effect> {
+        let effect = self.timer(&entry.proposal)?;
+        Some(match effect {
+            Effect::CloseAt { job, at } if !self.has_enough(entry) => Effect::CloseAt {
+                job,
+                at: at.max(now.plus_ms(RETURN_MS)),
+            },
+            other => other,
+        })
     }
 
     /// The timer a proposal needs now.

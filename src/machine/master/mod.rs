@@ -62,7 +62,7 @@ pub enum Record {
 }
 
 /// Requests and outcomes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Accept a job. Its config is checked already, its plan made.
     Submit {
@@ -154,7 +154,7 @@ pub enum Command {
 }
 
 /// The result of compiling and packing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Packed {
     /// The encoded `Proposal.REQ`, when there is a proposal.
     pub proposal: Option<Content>,
@@ -163,7 +163,7 @@ pub struct Packed {
 }
 
 /// A task for this party's own cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LocalTask {
     /// Its id.
     pub task: TaskId,
@@ -174,7 +174,7 @@ pub struct LocalTask {
 }
 
 /// A task won in a proposal.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WonTask {
     /// Its ids.
     pub key: TaskKey,

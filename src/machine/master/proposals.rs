@@ -1,6 +1,6 @@
 //! Proposals of the federation, this party's own among them, from the offer to the task or the miss.
 
-use super::records::ParticipationState;
+use super::records::{JobState, ParticipationState};
 use super::{Ctx, Effect, Event, Master, Record, Rejection, Reply, WonTask};
 use crate::machine::ids::{JobId, ProposalId, TypeName};
 use crate::machine::outcome::{REASON_MAX, clip, one_line};
@@ -89,7 +89,23 @@ impl Master {
         if self.tasks.contains_key(&won.key) || recalled.is_some() {
             return Err(format!("a task {} is here already", won.key));
         }
+        if self.is_unproposed(&won.key.job) {
+            return Err(format!("job {} of this party has not been proposed", won.key.job));
+        }
         Ok(won)
+    }
+
+    /// True for a job of this party whose local tasks are still to come, now or under a number not given yet: a task under its name that
+    /// ended before would lose its record to one of those.
+    fn is_unproposed(&self, job: &JobId) -> bool {
+        match self.jobs.get(job) {
+            Some(known) => matches!(known.state, JobState::Leasing | JobState::Preparing),
+            None => {
+                let of_this_party = job.as_str().strip_prefix(self.rules.party.as_str());
+                let number = of_this_party.and_then(|rest| rest.strip_prefix('-')?.rsplit_once('-')?.1.parse::<u64>().ok());
+                number.is_some_and(|number| number > self.last_number)
+            }
+        }
     }
 
     /// True while a fetch for one of the job's own proposals is out.

@@ -407,6 +407,32 @@ fn a_sent_task_cannot_take_the_place_of_another() {
     assert!(matches!(missed.state, ParticipationState::Missed(_)));
 }
 
+#[test]
+fn a_task_sent_before_its_job_was_proposed_is_not_taken() {
+    let mut world = World::new(false);
+    let job = world.submit(FULL);
+    // The job that waits for its lease, and the next one of this party.
+    for (n, of) in [(1, job.as_str()), (2, "p1-20261122212634-2")] {
+        let proposal = ProposalId::parse(format!("evil-coo_{n}")).unwrap();
+        world
+            .send(Command::Offered {
+                proposal: proposal.clone(),
+                job_type: TypeName::parse("x").unwrap(),
+            })
+            .unwrap();
+        world
+            .send(Command::Fetched {
+                proposal: proposal.clone(),
+                result: Ok(won(of, "aggregator")),
+            })
+            .unwrap();
+        let Some(Record::Participation(missed)) = world.ended.get(&Key::Participation(proposal)) else {
+            panic!("it has ended")
+        };
+        assert!(matches!(missed.state, ParticipationState::Missed(_)), "{of}");
+    }
+}
+
 /// One step of a random history; numbers choose among what is there.
 #[derive(Clone, Debug)]
 enum Step {

@@ -395,6 +395,57 @@ fn coming_back_while_a_proposal_is_open_brings_its_offer_again() {
 }
 
 #[test]
+fn a_start_leaves_the_parties_time_to_come_back_and_closes_once_they_are_enough() {
+    let mut world = World::subscribed(&["a", "b"]);
+    world.reply(propose("j", 2, 5, 2, 2));
+    world.reply(fetch("a", "j-coo_1"));
+    // Long after the window.
+    world.now = Timestamp(60_000_000);
+    let at = world.now.plus_ms(RETURN_MS);
+    assert_eq!(world.machine.resume(world.now), [Effect::CloseAt { job: job("j"), at }]);
+    let effects = world.effects(fetch("b", "j-coo_1"));
+    assert_eq!(effects[0], Effect::Closed { job: job("j") });
+    assert_eq!(verdict(world.reply(propose("j", 2, 5, 2, 2))), Verdict::Success);
+    assert_eq!(world.effects(close("j")), [], "the timer comes too late to change anything");
+
+    // Enough have accepted: nothing is waited for, and within the window nothing closes early.
+    world.reply(propose("k", 1, 5, 1, 1));
+    let at = world.now.plus_ms(5000);
+    assert_eq!(world.effects(fetch("a", "k-coo_2")), []);
+    let later = world.now.plus_ms(9000);
+    assert!(world.machine.resume(later).contains(&Effect::CloseAt { job: job("k"), at }));
+}
+
+#[test]
+fn a_window_shortly_after_a_start_waits_for_those_it_cut_off_only() {
+    let mut world = World::subscribed(&["a", "b"]);
+    world.reply(Command::StreamBroken {
+        party: party("b"),
+        session: 2,
+    });
+    world.now = Timestamp(60_000_000);
+    world.reply(Command::Started);
+    let at = world.now.plus_ms(RETURN_MS);
+    world.reply(propose("j", 1, 1, 1, 1));
+    world.now = world.now.plus_ms(1000);
+    assert_eq!(world.effects(close("j")), [Effect::CloseAt { job: job("j"), at }]);
+    assert_eq!(world.effects(subscribe("a", 11, None)), [offer("a", 11, "j-coo_1")]);
+    assert_eq!(
+        world.effects(close("j")),
+        [Effect::CloseAt { job: job("j"), at }],
+        "it needs a moment to answer"
+    );
+    world.now = world.now.plus_ms(ANSWER_MS);
+    // It does not accept, and the other one was away before.
+    assert_eq!(world.effects(close("j"))[0], Effect::Closed { job: job("j") });
+    assert_eq!(verdict(world.reply(propose("j", 1, 1, 1, 1))), Verdict::NotEnoughResponders);
+    world.reply(propose("k", 1, 1, 1, 1));
+    world.reply(Command::Started);
+    world.now = world.now.plus_ms(RETURN_MS);
+    assert_eq!(world.effects(close("k"))[0], Effect::Closed { job: job("k") }, "not for ever");
+}
+
+#[test]
 fn leaving_answers_at_once_and_poisons_nothing() {
     let mut world = World::subscribed(&["a", "b"]);
     assert_eq!(world.reply(Command::Leave { party: party("stranger") }), Reply::NotFound);
