@@ -18,6 +18,9 @@ pub struct CoordinatorOptions {
     /// Seconds a party without a connection still counts as a subscriber
     #[arg(long, default_value_t = 60)]
     pub party_lease: u64,
+    /// Seconds after its start in which parties that are not there yet are waited for before a proposal is refused
+    #[arg(long, default_value_t = 8)]
+    pub settle: u64,
 }
 
 /// `fedbroker cluster-manager`

@@ -1,6 +1,6 @@
-//! Logs: to stderr, levels from `FEDBROKER_LOG` (default `info`). Set up once by `cli`.
+//! Logs: to stderr, levels from `FEDBROKER_LOG` (default `info`). Set up once by `cli`. And the lines for the user, to stdout.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use tracing_subscriber::EnvFilter;
 
 /// Name of the variable with the log filter, e.g. `debug` or `fedbroker::engine=trace`.
@@ -18,4 +18,10 @@ pub fn start(filter: Option<&str>) {
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .init();
+}
+
+/// A line for the user, on stdout. That nobody reads it any more (`| head -1`) must not end a role, so `println!` will not do.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -158,6 +158,22 @@ impl Ports {
     /// Ports lent to jobs by each party's worker.
     pub(super) const LENT: u16 = 100;
 
+    /// The first of a run of ports for so many parties that nobody listens on now; below the range the system hands out by itself. Starts at a
+    /// place of this process's own, so that two federations started together on one machine do not lend the same ports.
+    pub(super) fn free_to_lend(parties: u16) -> u16 {
+        const FROM: u16 = 12_000;
+        const TO: u16 = 30_000;
+        let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        let count = parties * Self::LENT;
+        let places = u32::from((TO - FROM) / count);
+        let own = std::process::id() % places;
+        (0..places)
+            .filter_map(|n| u16::try_from((own + n) % places).ok())
+            .map(|place| FROM + place * count)
+            .find(|first| (*first..first + count).all(is_free))
+            .unwrap_or(FROM)
+    }
+
     fn nth(first: u16, n: u16) -> u16 {
         if first == 0 { 0 } else { first + n }
     }

@@ -2,9 +2,13 @@
 
 use super::federation::{Federation, Ports};
 use super::installed;
+use crate::telemetry::say;
+use anyhow::Context;
 use clap::Args;
-use std::path::PathBuf;
+use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The most parties: each takes a hundred ports.
 const PARTIES_MAX: u16 = 50;
@@ -55,7 +59,7 @@ async fn standalone(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
             coordinator: 0,
             masters: 0,
             cluster_managers: 0,
-            lent: 12_000,
+            lent: lent(&dir, options.parties)?,
         },
         port => Ports {
             coordinator: port,
@@ -64,27 +68,54 @@ async fn standalone(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
             lent: 12_000,
         },
     };
-    let mut federation = Federation::start(&dir, options.parties, ports).await?;
-    println!("standalone ready on {}", federation.parties[0].master.address);
-    println!("coordinator {}", federation.coordinator());
+    // From here on a signal means an orderly end, even while the roles are starting.
+    let asked = signalled()?;
+    tokio::pin!(asked);
+    let mut federation = tokio::select! {
+        started = Federation::start(&dir, options.parties, ports) => started?,
+        () = &mut asked => return Ok(ExitCode::SUCCESS),
+    };
+    say(&format!("standalone ready on {}", federation.parties[0].master.address));
+    say(&format!("coordinator {}", federation.coordinator()));
     for party in &federation.parties {
-        println!("{} REST http://{}", party.id, party.master.address);
+        say(&format!("{} REST http://{}", party.id, party.master.address));
     }
-    println!("data and logs in {}; Ctrl-C stops", dir.display());
-    let result = watch(&mut federation).await;
+    say(&format!("data and logs in {}; Ctrl-C stops", dir.display()));
+    let result = tokio::select! {
+        () = asked => Ok(()),
+        ended = watch(&mut federation) => ended,
+    };
     federation.stop().await;
     result.map(|()| ExitCode::SUCCESS)
 }
 
+/// The ports lent to jobs: those of the first start on this directory, since a job in flight may hold some.
+fn lent(dir: &Path, parties: u16) -> anyhow::Result<u16> {
+    let file = dir.join("lent-ports");
+    if let Some(first) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(first);
+    }
+    let first = Ports::free_to_lend(parties);
+    std::fs::write(&file, format!("{first}\n")).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(first)
+}
+
+/// Ends with the first role that ends.
 async fn watch(federation: &mut Federation) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
     let mut look = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            _ = look.tick() => federation.still_runs()?,
-        }
+        look.tick().await;
+        federation.still_runs()?;
     }
+}
+
+/// Signals are taken from this call on; resolves with the first.
+fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

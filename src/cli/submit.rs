@@ -1,6 +1,7 @@
 //! `fedbroker submit`: a job file to a master, and on request the wait for its end.
 
 use super::client::Client;
+use crate::telemetry::say;
 use crate::wire::connect::Backoff;
 use anyhow::Context;
 use clap::Args;
@@ -46,13 +47,13 @@ async fn submit(options: SubmitOptions, request: Value) -> anyhow::Result<ExitCo
         .await?
         .good()
         .context("the master refused the job")?;
-    println!("{}", serde_json::to_string_pretty(&answer)?);
+    say(&serde_json::to_string_pretty(&answer)?);
     let id = answer["job_id"].as_str().context("the master gave no job id")?;
     if !options.wait {
         return Ok(ExitCode::SUCCESS);
     }
     let job = wait(&client, id).await?;
-    println!("{}", serde_json::to_string_pretty(&job)?);
+    say(&serde_json::to_string_pretty(&job)?);
     Ok(if job["state"] == "success" {
         ExitCode::SUCCESS
     } else {

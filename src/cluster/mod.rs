@@ -18,6 +18,7 @@ use crate::engine::clock::SystemClock;
 use crate::engine::open::{Opened, open};
 use crate::machine::cluster::{Cluster, Command, Rules};
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
@@ -75,7 +76,7 @@ impl Settings {
 pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
     let (listener, address) = bind(&options.host, options.port).await?;
     start(Settings::from_options(&options), listener, &supervisor).await?;
-    println!("{ROLE} ready on {address}");
+    say(&format!("{ROLE} ready on {address}"));
     supervisor.run().await
 }
 

@@ -113,6 +113,7 @@ pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
             Rejection::Duplicate(_) | Rejection::OtherProposal(_) => Code::AlreadyExists,
             Rejection::LongJobId(_) | Rejection::TooManyTypes | Rejection::LongInstance => Code::InvalidArgument,
             Rejection::TooManyParties | Rejection::TooManyParticipants => Code::ResourceExhausted,
+            Rejection::Settling { .. } => Code::Unavailable,
         },
     };
     Status::new(code, refusal.to_string())

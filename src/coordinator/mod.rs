@@ -12,6 +12,7 @@ use crate::engine::clock::SystemClock;
 use crate::engine::open::{Opened, open};
 use crate::machine::coordinator::{Command, Coordinator, Rules};
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::coordinator::coordinator_server::CoordinatorServer;
@@ -80,6 +81,7 @@ impl Bound {
         let rules = Rules {
             party_lease_ms: options.party_lease.saturating_mul(1000),
             keep_closed_ms: u64::try_from(KEEP_CLOSED.as_millis()).unwrap_or(u64::MAX),
+            settle_ms: options.settle.saturating_mul(1000),
         };
         let machine = Coordinator::new(rules);
         let opened = Supervisor::blocking(move || open(&options.data_dir, ROLE, machine, MESSAGE_MAX as u64)).await??;
@@ -120,7 +122,7 @@ impl Bound {
         let router = serve::server().add_service(coordinator).add_service(peer);
         let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());
         tokio::pin!(serving);
-        println!("coordinator ready on {address}");
+        say(&format!("coordinator ready on {address}"));
         tokio::select! {
             ended = &mut serving => return ended.context("the gRPC server failed"),
             () = supervisor.stopped() => {}

@@ -12,12 +12,16 @@ use crate::store::payload::Payloads;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::fedvision::framework::coordinator::{coordinator_server, fetch_task, leave, proposal, subscribe};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// Metadata of Subscribe: identity of the party's data directory. The same one may replace its own stream.
 const INSTANCE_KEY: &str = "fedbroker-instance";
+
+/// How often a proposal that came too early after a start is tried again; the caller only sees that the answer takes longer.
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
 
 /// Answers the calls of the parties.
 #[derive(Clone)]
@@ -73,7 +77,16 @@ impl coordinator_server::Coordinator for Service {
         let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request)).await;
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
-        let reply = self.handle.send_pinned(command, pins).await;
+        let reply = loop {
+            match self.handle.send_pinned(command.clone(), pins.clone()).await {
+                Err(Refusal::Rejected(early @ Rejection::Settling { .. })) => {
+                    tracing::debug!(%job, %early, "a proposal waits");
+                    tokio::time::sleep(SETTLE_LOOK).await;
+                }
+                reply => break reply,
+            }
+        };
+        drop(pins);
         match reply.map_err(refused)? {
             Reply::Verdict { verdict, reason } => Ok(convert::verdict(verdict, &reason)),
             _ => {
@@ -88,9 +101,11 @@ impl coordinator_server::Coordinator for Service {
         let party = PartyId::parse(request.party_id).map_err(|error| bad_id(&error))?;
         let proposal = ProposalId::parse(request.proposal_id).map_err(|error| bad_id(&error))?;
         let wait = job_of(&proposal).map(|job| self.hub.wait(job));
+        let accepted = format!("{party} accepts {proposal}");
         let command = Command::Fetch { party, proposal };
         let mut reply = self.handle.send(command.clone()).await.map_err(refused)?;
         if let (Reply::Wait, Some(wait)) = (&reply, wait) {
+            tracing::debug!("{accepted}");
             wait.closed().await;
             reply = self.handle.send(command).await.map_err(refused)?;
         }

@@ -200,7 +200,7 @@ impl Registry {
     /// # Errors
     /// The job type is not supported here, or the config breaks its schema.
     pub fn plan(&self, job_type: &str, job_config: &Value) -> Result<Plan, BadJob> {
-        let (kind, schema) = self.types.get(job_type).ok_or_else(|| BadJob::UnknownType(job_type.to_owned()))?;
+        let (kind, schema) = self.types.get(job_type).ok_or_else(|| BadJob::unknown_type(job_type))?;
         schema.check(job_config)?;
         match kind {
             Kind::Dummy => dummy::plan(job_config),
@@ -214,7 +214,7 @@ impl Registry {
     /// The compile step failed, or what it wrote cannot be sent.
     pub async fn prepare(&self, job_type: &str, input: PrepareInput) -> Result<Prepared, PrepareError> {
         let Some((kind, _)) = self.types.get(job_type) else {
-            return Err(PrepareError::new(BadJob::UnknownType(job_type.to_owned()).to_string()));
+            return Err(PrepareError::new(BadJob::unknown_type(job_type).to_string()));
         };
         let plan = self
             .plan(job_type, &input.config)

@@ -28,6 +28,11 @@ fn prefix(path: &str) -> String {
 }
 
 impl BadJob {
+    /// The name comes from outside: shown, but not at any length.
+    pub(super) fn unknown_type(name: &str) -> Self {
+        BadJob::UnknownType(clip(name.to_owned()))
+    }
+
     pub(super) fn field(name: &str, message: impl Into<String>) -> Self {
         BadJob::Config {
             path: format!("job_config.{name}"),

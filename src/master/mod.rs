@@ -22,6 +22,7 @@ use crate::machine::master::{Effect, Key, Master, Record, Rules};
 use crate::store::Error as StoreError;
 use crate::store::payload::{Payloads, Pinned};
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
 use anyhow::Context;
@@ -192,7 +193,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
 
     let stopped = supervisor.stopped();
     supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared), stopped));
-    println!("master ready on {address}");
+    say(&format!("master ready on {address}"));
     supervisor.stopped().await;
     Ok(())
 }

@@ -15,9 +15,9 @@ use crate::job_types::exec::Shim;
 use crate::job_types::{Options, Registry};
 use crate::machine::ids::WorkerId;
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::say;
 use crate::wire::connect::{Backoff, PeerKind, channel, hello};
 use anyhow::{Context, bail, ensure};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,10 +58,7 @@ impl Worker {
     fn attached(&self) {
         tracing::info!(worker = self.options.name, manager = self.options.manager_address, "attached");
         if !self.announced.swap(true, Ordering::Relaxed) {
-            let mut out = std::io::stdout().lock();
-            let line = writeln!(out, "{ROLE} ready on {}", self.options.manager_address);
-            // Nobody may be reading any more; the log has it as well.
-            let _ = line.and_then(|()| out.flush());
+            say(&format!("{ROLE} ready on {}", self.options.manager_address));
         }
     }
 }

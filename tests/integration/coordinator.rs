@@ -57,6 +57,7 @@ impl Server {
             host: "127.0.0.1".into(),
             data_dir: data_dir.to_owned(),
             party_lease: 60,
+            settle: 0,
         };
         let (bound, address) = oneshot::channel();
         let supervisor = Supervisor::new();

@@ -93,6 +93,7 @@ fn worst(content: impl Fn(usize) -> Content) -> Worst {
     let mut world = World {
         machine: Coordinator::new(Rules {
             party_lease_ms: 1,
+            settle_ms: 0,
             keep_closed_ms: 1,
         }),
         worst: Worst::default(),

@@ -4,8 +4,14 @@ mod cluster;
 mod coordinator;
 mod coordinator_limits;
 mod federation;
+mod gated;
+mod order;
 mod payloads;
 mod pins;
+mod quickstart;
+mod rest;
+mod restart;
+mod restart_others;
 mod store_contract;
 mod store_sled;
 #[path = "../support/mod.rs"]

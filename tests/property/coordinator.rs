@@ -69,6 +69,7 @@ impl World for CoordinatorWorld {
 
     fn machine() -> Coordinator {
         Coordinator::new(Rules {
+            settle_ms: 0,
             party_lease_ms: 20_000,
             keep_closed_ms: 60_000,
         })

@@ -148,6 +148,18 @@ impl Role {
         )
     }
 
+    /// Send a signal to the process.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.pid().expect("it runs")).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Wait for it to end by itself, its standard input left open.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let (mut child, _stdin) = self.running.take().expect("it runs");
+        tokio::time::timeout(DEADLINE, child.wait()).await.expect("it ends").unwrap()
+    }
+
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
         self.running.as_mut().is_some_and(|(child, _)| child.try_wait().unwrap().is_none())

@@ -89,12 +89,11 @@ async fn play(dir: &Path, screen: &Screen, crash: bool) -> anyhow::Result<()> {
         installed::install(&dir.join(format!("party{}", index + 1)), index, usize::from(PARTIES))?;
     }
     screen.step("starting a coordinator and three parties, each with its own cluster, its own data and its own program");
-    let lent = free_ports(PARTIES * Ports::LENT);
     let ports = Ports {
         coordinator: 0,
         masters: 0,
         cluster_managers: 0,
-        lent,
+        lent: Ports::free_to_lend(PARTIES),
     };
     let mut federation = Federation::start(dir, PARTIES, ports).await?;
     let played = job(&mut federation, screen, crash).await;
@@ -287,21 +286,6 @@ async fn need_python() -> anyhow::Result<()> {
             "the example program needs python3 (its standard library only), which is not to be found; install it and try again"
         ),
     }
-}
-
-/// The first of a run of ports that nobody listens on now; below the range the system hands out by itself.
-fn free_ports(count: u16) -> u16 {
-    const FROM: u16 = 12_000;
-    const TO: u16 = 30_000;
-    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut first = FROM;
-    while first + count < TO {
-        match (first..first + count).rev().find(|port| !is_free(*port)) {
-            None => return first,
-            Some(taken) => first = taken + 1,
-        }
-    }
-    FROM
 }
 
 /// Where everything is: a directory that is removed at the end, or the one to keep.

@@ -1,6 +1,7 @@
 //! What the quickstart shows: a bar on a terminal, plain lines elsewhere.
 
 use super::training::Round;
+use crate::telemetry::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Mutex;
@@ -37,8 +38,8 @@ impl Screen {
     /// A line above the bar.
     pub(super) fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) if !bar.is_finished() => bar.suspend(|| println!("{text}")),
-            _ => println!("{text}"),
+            Some(bar) if !bar.is_finished() => bar.suspend(|| say(text)),
+            _ => say(text),
         }
     }
 
@@ -59,7 +60,7 @@ impl Screen {
                 bar.set_position(round.round);
                 bar.set_message(format!("accuracy {:.3}", round.accuracy));
             }
-            None => println!("  round {}/{}  accuracy {:.3}", round.round, self.rounds, round.accuracy),
+            None => say(&format!("  round {}/{}  accuracy {:.3}", round.round, self.rounds, round.accuracy)),
         }
     }
 

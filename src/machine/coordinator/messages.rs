@@ -253,6 +253,16 @@ pub enum Rejection {
     /// The job id is taken by a different proposal.
     #[error("job {0} was proposed before with other contents")]
     OtherProposal(JobId),
+    /// The coordinator has just started: parties may still be on their way, so it is too early for a verdict. Ask again.
+    #[error("the coordinator has just started; {here} parties of job type {job_type} are back, {needed} are needed")]
+    Settling {
+        /// Of this type.
+        job_type: TypeName,
+        /// Parties with a stream in this run.
+        here: usize,
+        /// The proposal's minimum.
+        needed: u32,
+    },
     /// The job id leaves no room for a proposal id.
     #[error("job_id: {0} is too long to be proposed")]
     LongJobId(JobId),

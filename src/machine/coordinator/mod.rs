@@ -60,6 +60,8 @@ pub struct Rules {
     pub party_lease_ms: u64,
     /// How long a closed proposal keeps its tasks, for chosen parties that ask again.
     pub keep_closed_ms: u64,
+    /// How long after a start parties may still be on their way: meanwhile no proposal is opened or refused for want of them.
+    pub settle_ms: u64,
 }
 
 /// Name of a record. The order is the order of restoring: a proposal comes before what belongs to it.

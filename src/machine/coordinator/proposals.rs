@@ -174,6 +174,9 @@ impl Coordinator {
                 Err(Rejection::OtherProposal(asked.job_id))
             };
         }
+        if let Some(too_early) = self.settling(&asked, input.now) {
+            return Err(too_early);
+        }
         let number = self.counters.proposals + 1;
         let Ok(id) = ProposalId::parse(format!("{}{ID_INFIX}{number}", asked.job_id)) else {
             return Err(Rejection::LongJobId(asked.job_id));
@@ -243,6 +246,21 @@ impl Coordinator {
             (None, Some(Record::Proposal(proposal))) => Some(proposal),
             (None, _) => None,
         }
+    }
+
+    /// Right after a start the parties come back one by one, each after its own backoff: a window that opened before them would close on
+    /// a job that nothing is wrong with.
+    fn settling(&self, asked: &Asked, now: Timestamp) -> Option<Rejection> {
+        if asked.nonsense().is_some() || now.ms_since(self.counters.run_began) >= self.rules.settle_ms {
+            return None;
+        }
+        let here = |party: &&super::Party| party.takes(&asked.job_type) && self.is_connected(party);
+        let here = self.parties.values().filter(here).count();
+        (here < asked.min as usize).then(|| Rejection::Settling {
+            job_type: asked.job_type.clone(),
+            here,
+            needed: asked.min,
+        })
     }
 
     /// The verdict on a proposal that is not even opened.

@@ -25,17 +25,18 @@ impl Master {
                         at: input.now,
                     },
                 );
-                if !watched
-                    && self
-                        .jobs
-                        .get(&key.job)
-                        .is_some_and(|job| job.state == JobState::Running && job.note != UNWATCHED)
+                // Whatever the job waited for is there again; what is not known about it stays.
+                let note = if watched { "" } else { UNWATCHED };
+                if self
+                    .jobs
+                    .get(&key.job)
+                    .is_some_and(|job| job.state == JobState::Running && job.note != note)
                 {
                     out.emit(
                         self,
                         Event::JobNoted {
                             job: key.job.clone(),
-                            note: UNWATCHED.to_owned(),
+                            note: note.to_owned(),
                         },
                     );
                 }

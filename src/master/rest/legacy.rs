@@ -1,15 +1,14 @@
 //! `/submit` and `/query` as FedVision 0.1 has them; the content type of a request is not asked for.
 
-use super::{Door, python_json};
+use super::{BODY_MAX, Door, READ_LIMIT, READ_MAX, python_json};
 use crate::engine::Refusal;
 use crate::machine::ids::TypeName;
 use crate::machine::master::records::JobState;
 use crate::machine::master::{Command, Rejection, Reply};
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 /// A submission that cannot be taken, with the words for its user.
@@ -39,15 +38,15 @@ fn reply(status: StatusCode, body: &Value) -> Response {
 }
 
 /// `POST /submit`: `{"job_type", "job_config", "algorithm_config"}` to `{"job_id"}`, once the job is durable.
-pub(super) async fn submit(State(door): State<Door>, body: Result<Bytes, BytesRejection>) -> Response {
-    match accept(&door, body).await {
+pub(super) async fn submit(State(door): State<Door>, request: Request) -> Response {
+    match accept(&door, request).await {
         Ok(id) => reply(StatusCode::OK, &json!({ "job_id": id })),
         Err(bad) => bad.into_response(),
     }
 }
 
-async fn accept(door: &Door, body: Result<Bytes, BytesRejection>) -> Result<String, Bad> {
-    let mut fields = object(body)?;
+async fn accept(door: &Door, request: Request) -> Result<String, Bad> {
+    let mut fields = object(request).await?;
     let job_type = match fields.remove("job_type") {
         Some(Value::String(name)) => name,
         Some(_) => return Err(bad("job_type: must be a string")),
@@ -94,8 +93,8 @@ async fn accept(door: &Door, body: Result<Bytes, BytesRejection>) -> Result<Stri
 }
 
 /// `POST /query`: `{"job_id"}` to `{"job_id", "status"}`, from durable state.
-pub(super) async fn query(State(door): State<Door>, body: Result<Bytes, BytesRejection>) -> Response {
-    let mut fields = match object(body) {
+pub(super) async fn query(State(door): State<Door>, request: Request) -> Response {
+    let mut fields = match object(request).await {
         Ok(fields) => fields,
         Err(bad) => return bad.into_response(),
     };
@@ -125,11 +124,47 @@ fn status_text(state: &JobState) -> &'static str {
     }
 }
 
-fn object(body: Result<Bytes, BytesRejection>) -> Result<serde_json::Map<String, Value>, Bad> {
-    let body = body.map_err(|rejection| Bad(rejection.status(), rejection.body_text()))?;
+/// The JSON object a request brings.
+async fn object(request: Request) -> Result<serde_json::Map<String, Value>, Bad> {
+    let body = read(request).await?;
     match serde_json::from_slice(&body) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(bad("the request body must be a JSON object")),
         Err(error) => Err(bad(format!("the request body is not JSON: {error}"))),
     }
+}
+
+/// The whole body. One that is too large is read on for a while: a client that is still sending when the connection closes would see it break
+/// instead of the answer. One that waits to be asked for its body (`Expect: 100-continue`) is not asked for it.
+async fn read(request: Request) -> Result<Vec<u8>, Bad> {
+    let too_large = || {
+        let why = format!("the request body is larger than {BODY_MAX} bytes");
+        Bad(StatusCode::PAYLOAD_TOO_LARGE, why)
+    };
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let waits = request.headers().contains_key(header::EXPECT);
+    if announced.is_some_and(|length| length > READ_MAX as u64 || (waits && length > BODY_MAX as u64)) {
+        return Err(too_large());
+    }
+    let mut pieces = request.into_body().into_data_stream();
+    let mut body = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| bad(format!("the request body broke off: {error}")))?;
+        if body.len() + piece.len() > BODY_MAX {
+            let mut rest = READ_MAX;
+            let drain = async {
+                while let Some(Ok(piece)) = pieces.next().await {
+                    rest = rest.saturating_sub(piece.len());
+                    if rest == 0 {
+                        break;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(READ_LIMIT, drain).await;
+            return Err(too_large());
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
 }

@@ -13,13 +13,19 @@ use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Record};
 use crate::supervisor::Supervisor;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use std::future::Future;
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// The largest request body, bytes: FedVision 0.1 takes one byte less than 1 MiB.
 const BODY_MAX: usize = 1024 * 1024 - 1;
+
+/// How much of a larger body is read before it is refused, bytes: enough for a job file that grew too large, too little to be a burden.
+const READ_MAX: usize = 16 * 1024 * 1024;
+
+/// For how long.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -61,7 +67,6 @@ pub(super) async fn serve(listener: TcpListener, door: Door, stopped: impl Futur
         .route("/query", post(legacy::query))
         .route("/api/v1/jobs/{id}", get(v1::job))
         .route("/api/v1/status", get(v1::status))
-        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(door);
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "the REST service ended");

@@ -221,6 +221,7 @@ impl Remains {
     /// For every role: the events say what the records say.
     pub fn check_replay(&self) {
         let rules = coordinator::Rules {
+            settle_ms: 0,
             party_lease_ms: 0,
             keep_closed_ms: 0,
         };

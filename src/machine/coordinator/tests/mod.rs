@@ -11,6 +11,7 @@ const KEEP_MS: u64 = 3_600_000;
 const RULES: Rules = Rules {
     party_lease_ms: LEASE_MS,
     keep_closed_ms: KEEP_MS,
+    settle_ms: 0,
 };
 
 fn party(name: &str) -> PartyId {
@@ -499,6 +500,27 @@ fn a_party_without_a_stream_counts_until_its_lease_is_over() {
     );
     world.now = world.now.plus_ms(LEASE_MS);
     assert_eq!(verdict(world.reply(propose("m", 1, 5, 2, 2))), Verdict::NotEnoughSubscribers);
+}
+
+#[test]
+fn right_after_a_start_missing_parties_are_waited_for() {
+    let mut world = World::subscribed(&["p1"]);
+    world.machine.rules.settle_ms = 8000;
+    world.reply(Command::Started);
+    let early = |here| Rejection::Settling {
+        job_type: kind("dummy"),
+        here,
+        needed: 1,
+    };
+    // Known from before, and not back yet: a window now would pass it by.
+    assert_eq!(world.run(propose("a", 1, 1, 1, 1)).0, Err(early(0)));
+    world.reply(subscribe("p1", 9, None));
+    assert!(matches!(world.reply(propose("a", 1, 1, 1, 1)), Reply::Open { .. }));
+    // Numbers that make no sense are no matter of time; and the time ends.
+    assert_eq!(verdict(world.reply(propose("b", 1, 1, 2, 1))), Verdict::Reject);
+    assert!(world.run(propose("c", 2, 1, 2, 2)).0.is_err());
+    world.now = world.now.plus_ms(8000);
+    assert_eq!(verdict(world.reply(propose("c", 2, 1, 2, 2))), Verdict::NotEnoughSubscribers);
 }
 
 #[test]
