@@ -33,6 +33,12 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req) -> Result<Pr
     let (mut tasks, mut pins) = (Vec::with_capacity(request.tasks.len()), Vec::new());
     for task in &request.tasks {
         let task_id = TaskId::parse(task.task_id.as_str()).map_err(|error| bad_id(&error))?;
+        // A party that took it would count it as a task of that other job.
+        if task.job_id != request.job_id {
+            return Err(Status::invalid_argument(format!(
+                "tasks: task {task_id} must carry the job_id of the proposal"
+            )));
+        }
         let bytes = task.encode_to_vec();
         fingerprint.add(&bytes);
         let content = if keep {
@@ -102,6 +108,9 @@ pub(super) fn bad_id(error: &BadId) -> Status {
 /// The disk did not do what it should: the caller may try again.
 pub(super) fn store_failed(error: &store::Error) -> Status {
     tracing::error!(%error, "a request failed for its store");
+    if matches!(error, store::Error::Damaged { .. }) {
+        return Status::data_loss(format!("the coordinator lost what was asked for: {error}"));
+    }
     Status::unavailable(format!("the coordinator could not use its store: {error}"))
 }
 
@@ -112,7 +121,7 @@ pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
         Refusal::Rejected(rejection) => match rejection {
             Rejection::Duplicate(_) | Rejection::OtherProposal(_) => Code::AlreadyExists,
             Rejection::LongJobId(_) | Rejection::TooManyTypes | Rejection::LongInstance => Code::InvalidArgument,
-            Rejection::TooManyParties | Rejection::TooManyParticipants => Code::ResourceExhausted,
+            Rejection::TooManyParties | Rejection::TooManyParticipants | Rejection::TooManyProposals => Code::ResourceExhausted,
             Rejection::Settling { .. } => Code::Unavailable,
         },
     };

@@ -23,7 +23,7 @@ const OUTGOING: usize = 64;
 /// How long an outcome may stay unacknowledged on a live stream before it is sent again.
 const REPEAT_EVERY: Duration = Duration::from_secs(10);
 /// How long the manager may take to answer the attach.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Attach and serve until the stream ends.
 pub(super) async fn session(worker: &Worker, channel: Channel) -> Ending {

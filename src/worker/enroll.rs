@@ -4,6 +4,7 @@
 //! TASK_FINISH or TASK_EXCEPTION. Unlike it, this one enrolls again whenever the stream ends, and when the manager has dropped it.
 //! There are no kills, and no attempts: a repetition of a task runs again, unless it is still running.
 
+use super::attach::ANSWER_TIMEOUT;
 use super::table::Attempt;
 use super::{Ending, Worker};
 use crate::machine::outcome::{End, Outcome};
@@ -34,14 +35,16 @@ pub(super) async fn session(worker: &Worker, channel: Channel) -> Ending {
         port_start: options.port_start.into(),
         port_end: options.port_end.into(),
     };
-    let mut stream = match client.enroll(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => return Ending::not_attached(status.message()),
+    let opening = async {
+        let mut stream = client.enroll(request).await?.into_inner();
+        let first = stream.message().await?;
+        Ok::<_, tonic::Status>((stream, first))
     };
-    let first = match stream.message().await {
-        Ok(Some(first)) => first,
-        Ok(None) => return Ending::not_attached("the stream ended without an answer"),
-        Err(status) => return Ending::not_attached(status.message()),
+    let (stream, first) = match tokio::time::timeout(ANSWER_TIMEOUT, opening).await {
+        Ok(Ok((stream, Some(first)))) => (stream, first),
+        Ok(Ok((_, None))) => return Ending::not_attached("the stream ended without an answer"),
+        Ok(Err(status)) => return Ending::not_attached(status.message()),
+        Err(_) => return Ending::not_attached("the manager does not answer"),
     };
     match first.status() {
         enroll::Status::EnrollSuccess | enroll::Status::TaskReady => {}

@@ -44,8 +44,6 @@ pub(super) enum Admission {
     Here,
     /// It has ended; its outcome goes out again.
     Ended,
-    /// It ended and the manager knows.
-    Done,
 }
 
 /// The attempts of one worker process.
@@ -82,9 +80,6 @@ impl Table {
 
     /// A task came in.
     pub(super) fn admit(&mut self, attempt: &Attempt) -> Admission {
-        if self.done.contains(attempt) {
-            return Admission::Done;
-        }
         match self.attempts.get(attempt) {
             Some(State::Ended(_)) => {
                 if !self.unsent.contains(attempt) {
@@ -93,6 +88,17 @@ impl Table {
                 return Admission::Ended;
             }
             Some(_) => return Admission::Here,
+            // It must not run twice, and a manager that gives it out again (its directory was replaced) waits for an end.
+            None if self.done.contains(attempt) => {
+                let reason = "this attempt ended before, and the manager acknowledged its outcome";
+                let outcome = Outcome {
+                    attempt: attempt.number,
+                    ..Outcome::without_process(End::Failed, reason)
+                };
+                self.attempts.insert(attempt.clone(), State::Ended(outcome));
+                self.unsent.push_back(attempt.clone());
+                return Admission::Ended;
+            }
             None => {}
         }
         let (go_sender, go) = oneshot::channel();
@@ -298,7 +304,7 @@ mod tests {
         assert!(table.has_reports());
         table.acknowledged(&a);
         assert!(table.next_report().is_none() && table.known().is_empty());
-        assert!(matches!(table.admit(&a), Admission::Done));
+        assert!(matches!(table.admit(&a), Admission::Ended));
         assert!(matches!(table.admit(&attempt("a", 2)), Admission::New { .. }));
     }
 
@@ -328,7 +334,7 @@ mod tests {
         assert!(stop.is_cancelled());
         table.ended(&a, ok());
         assert!(table.next_report().is_none());
-        assert!(matches!(table.admit(&a), Admission::Done));
+        assert!(matches!(table.admit(&a), Admission::Ended));
     }
 
     #[test]
@@ -341,7 +347,7 @@ mod tests {
             table.acknowledged(&a);
         }
         assert_eq!(table.done.len(), REMEMBERED_MAX);
-        assert!(matches!(table.admit(&attempt("a", 2)), Admission::Done));
+        assert!(matches!(table.admit(&attempt("a", 2)), Admission::Ended));
         assert!(matches!(table.admit(&attempt("a", 1)), Admission::New { .. }));
     }
 

@@ -67,7 +67,7 @@ impl Tasks {
                 );
             }
             Admission::Ended => self.reports.notify_one(),
-            Admission::Here | Admission::Done => tracing::debug!(task = %attempt.key, attempt = number, "task is known already"),
+            Admission::Here => tracing::debug!(task = %attempt.key, attempt = number, "task is known already"),
         }
     }
 

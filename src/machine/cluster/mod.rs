@@ -205,7 +205,8 @@ impl Machine for Cluster {
             .filter(|(id, lease)| matches!(id, LeaseId::Anonymous(_)) && lease.is_unbound())
             .map(|(id, lease)| Effect::LeaseExpiryAt {
                 lease: id.clone(),
-                at: lease.granted_at.plus_ms(self.rules.unbound_ms),
+                // A clock that was set back meanwhile must not make it last longer.
+                at: lease.granted_at.min(now).plus_ms(self.rules.unbound_ms),
             });
         grace.chain(expiry).collect()
     }

@@ -2,7 +2,7 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the rules are in the files beside this one.
 
-use super::{INSTANCE_MAX, PARTICIPANTS_MAX, PARTIES_MAX, Proposal, ProposalTask, TYPES_BYTES_MAX, TYPES_MAX, Verdict};
+use super::{INSTANCE_MAX, PARTICIPANTS_MAX, PARTIES_MAX, PROPOSALS_MAX, Proposal, ProposalTask, TYPES_BYTES_MAX, TYPES_MAX, Verdict};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
 use serde::{Deserialize, Serialize};
@@ -275,6 +275,9 @@ pub enum Rejection {
     /// No room for one more party.
     #[error("{PARTIES_MAX} parties are enrolled; parties that are gone for good must Leave")]
     TooManyParties,
+    /// No more proposals are kept.
+    #[error("{PROPOSALS_MAX} proposals are open or closed not long ago, which is the most; try again later")]
+    TooManyProposals,
     /// No room for one more acceptance.
     #[error("the proposal has {PARTICIPANTS_MAX} acceptances already")]
     TooManyParticipants,

@@ -35,6 +35,8 @@ pub const TYPES_BYTES_MAX: usize = 512;
 pub const INSTANCE_MAX: usize = 64;
 /// The most enrolled parties: each may be offered every proposal in one command, and lives in memory.
 pub const PARTIES_MAX: usize = 4096;
+/// The most proposals in memory, open ones and those kept for parties that ask again: whoever can reach the port can make them.
+pub const PROPOSALS_MAX: usize = 20_000;
 /// The most tasks of one proposal. All of them come in one command and so must fit one commit of the store, on top of a batch that is full
 /// already: with the longest ids a task costs up to 12 KiB of the 6 MiB (`tests/integration/coordinator_limits.rs` does the sum). The
 /// parties chosen at the close are at most as many and cheaper.

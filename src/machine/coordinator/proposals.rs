@@ -4,8 +4,8 @@
 
 use super::draw::draw;
 use super::{
-    ANSWER_MS, Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection, Reply,
-    TASKS_MAX, WAIT_MAX_S,
+    ANSWER_MS, Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, PROPOSALS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection,
+    Reply, TASKS_MAX, WAIT_MAX_S,
 };
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
@@ -176,6 +176,9 @@ impl Coordinator {
         }
         if let Some(too_early) = self.settling(&asked, input.now) {
             return Err(too_early);
+        }
+        if self.proposals.len() >= PROPOSALS_MAX {
+            return Err(Rejection::TooManyProposals);
         }
         let number = self.counters.proposals + 1;
         let Ok(id) = ProposalId::parse(format!("{}{ID_INFIX}{number}", asked.job_id)) else {
@@ -451,6 +454,19 @@ impl Coordinator {
     /// The timer a proposal needs after a start: a crash of this process must not cost a job its parties.
     pub(super) fn timer_at_start(&self, entry: &Entry, now: Timestamp) -> Option<Effect> {
         let effect = self.timer(&entry.proposal)?;
+        // A clock that was set back meanwhile must not make it wait longer than its whole length.
+        let length = |from: Timestamp, to: Timestamp| now.plus_ms(to.ms_since(from));
+        let effect = match (effect, &entry.proposal.state) {
+            (Effect::CloseAt { job, at }, _) => Effect::CloseAt {
+                job,
+                at: at.min(length(entry.proposal.opened_at, at)),
+            },
+            (Effect::ExpireAt { job, at }, State::Closed { at: closed, .. }) => Effect::ExpireAt {
+                job,
+                at: at.min(length(*closed, at)),
+            },
+            (other, _) => other,
+        };
         Some(match effect {
             Effect::CloseAt { job, at } if !self.has_enough(entry) => Effect::CloseAt {
                 job,
