@@ -63,7 +63,7 @@ impl Supervisor {
         #[expect(clippy::disallowed_methods, reason = "the one spawner")]
         self.tracker.spawn(async move {
             match work.await {
-                Ok(ended_by_itself) if ended_by_itself && policy == Policy::Essential => {
+                Ok(ended_by_itself) if ended_by_itself && policy == Policy::Essential && !supervisor.is_stopped() => {
                     supervisor.fatal(anyhow::anyhow!("{name} ended"));
                 }
                 Ok(_) => {}
