@@ -365,6 +365,9 @@ impl<W: World> History<W> {
                 assert!(left.is_empty(), "never comes to an end: {left:?}");
                 return;
             };
+            // A timer fires at its time, not before.
+            self.now += 7_000_000;
+            self.gate.set(self.now);
             let outcomes = W::outcomes(&effect, 0, &mut self.contents);
             outcomes.into_iter().for_each(|command| self.burst(vec![command], Fault::None));
         }
