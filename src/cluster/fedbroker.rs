@@ -27,7 +27,7 @@ impl ours::cluster_server::Cluster for Fedbroker {
         let request = request.into_inner();
         let job = JobId::parse(request.job_id).map_err(convert::bad_id)?;
         let endpoints = convert::endpoints(i64::from(request.endpoints), "endpoints")?;
-        let reply = match self.0.handle.send(Command::AcquireLease { job: Some(job), endpoints }).await {
+        let reply = match self.0.acquire(Some(job), endpoints).await {
             Ok(Reply::Lease { worker, endpoints }) => ours::AcquireLeaseReply {
                 granted: true,
                 reason: String::new(),

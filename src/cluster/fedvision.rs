@@ -133,7 +133,7 @@ impl cluster_manager_server::ClusterManager for FedVision {
         request: Request<task_resource_require::Req>,
     ) -> Result<Response<task_resource_require::Rep>, Status> {
         let endpoints = convert::endpoints(i64::from(request.into_inner().num_endpoints), "num_endpoints")?;
-        let reply = match self.0.handle.send(Command::AcquireLease { job: None, endpoints }).await {
+        let reply = match self.0.acquire(None, endpoints).await {
             Ok(Reply::Lease { worker, endpoints }) => task_resource_require::Rep {
                 status: task_resource_require::Status::Success.into(),
                 worker_id: worker.as_str().to_owned(),

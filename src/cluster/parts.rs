@@ -3,8 +3,9 @@
 //! Made once by `mod.rs`, cloned into every stream. Holds no state of its own.
 
 use super::hub::Hub;
-use crate::engine::Handle;
-use crate::machine::cluster::Cluster;
+use crate::engine::{Handle, Refusal};
+use crate::machine::cluster::{Cluster, Command, Rejection, Reply};
+use crate::machine::ids::JobId;
 use crate::store::payload::Payloads;
 use crate::supervisor::Supervisor;
 use std::sync::Arc;
@@ -25,4 +26,20 @@ pub(super) struct Shared {
     pub(super) silence: Duration,
     /// How often a worker of ours is to send a sign of life.
     pub(super) heartbeat: Duration,
+}
+
+impl Shared {
+    /// Ask for a lease, again while forgotten ones are being taken back.
+    pub(super) async fn acquire(&self, job: Option<JobId>, endpoints: u16) -> Result<Reply, Refusal<Rejection>> {
+        loop {
+            let command = Command::AcquireLease {
+                job: job.clone(),
+                endpoints,
+            };
+            match self.handle.send(command).await {
+                Ok(Reply::Again) => {}
+                answered => return answered,
+            }
+        }
+    }
 }

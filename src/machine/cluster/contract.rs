@@ -16,6 +16,9 @@ pub struct Rules {
     pub grace_ms: u64,
     /// How long an anonymous lease waits for its task, ms.
     pub unbound_ms: u64,
+    /// How long a job's lease may be without a task, ms. Its master gives it back; this is for masters that never come back, and longer than a job
+    /// can take from its lease to its task.
+    pub job_unbound_ms: u64,
     /// How often a task is begun when workers are lost, at least 1.
     pub max_attempts: u32,
     /// The most tasks that wait. Each takes about 1 KiB of memory and may bring 1 KiB of content.
@@ -23,11 +26,12 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// 10 s as FedVision 0.1 at most has; 10 min; one attempt; 2 million.
+    /// 10 s as FedVision 0.1 at most has; 10 min; 2 days, of which the longest proposal takes one; one attempt; 2 million.
     fn default() -> Self {
         Self {
             grace_ms: 10_000,
             unbound_ms: 600_000,
+            job_unbound_ms: 2 * 24 * 3_600_000,
             max_attempts: 1,
             queue_max: 2_000_000,
         }

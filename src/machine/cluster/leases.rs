@@ -2,8 +2,8 @@
 //!
 //! Called by `decide`. Changes nothing but through events.
 
-use super::records::{ENDPOINTS_MAX, LeaseId, LeaseState, Worker};
-use super::{Cluster, Effect, Event, Rejection, Reply};
+use super::records::{ENDPOINTS_MAX, Lease, LeaseId, LeaseState, Worker};
+use super::{Cluster, Effect, Event, Rejection, Reply, STEP_MAX};
 use crate::machine::Out;
 use crate::machine::ids::{JobId, Timestamp, WorkerId};
 
@@ -23,7 +23,16 @@ impl Cluster {
         if let Some(reply) = self.granted(&id) {
             return Ok(reply);
         }
-        let (worker, ports) = self.choose(endpoints).map_err(Rejection::NotGranted)?;
+        let chosen = self.choose(endpoints).or_else(|_| {
+            self.reclaim(now, out);
+            self.choose(endpoints)
+        });
+        let (worker, ports) = match chosen {
+            Ok(chosen) => chosen,
+            Err(why) if out.events.is_empty() => return Err(Rejection::NotGranted(why)),
+            // What was taken back is recorded, and was not enough; the next try may find more.
+            Err(_) => return Ok(Reply::Again),
+        };
         out.emit(
             self,
             Event::LeaseGranted {
@@ -117,6 +126,19 @@ impl Cluster {
                 Reply::Done
             }
             _ => Reply::Void,
+        }
+    }
+
+    /// Take back what masters that never came back still hold. Done when somebody needs it, so that no lease needs a timer of days.
+    fn reclaim(&mut self, now: Timestamp, out: &mut Output) {
+        let forgotten = |lease: &Lease| lease.bound().is_none() && now.ms_since(lease.granted_at) > self.rules.job_unbound_ms;
+        let jobs = self
+            .leases
+            .iter()
+            .filter(|(id, lease)| matches!(id, LeaseId::Job(_)) && forgotten(lease));
+        let forgotten: Vec<LeaseId> = jobs.map(|(id, _)| id.clone()).take(STEP_MAX).collect();
+        for lease in forgotten {
+            out.emit(self, Event::LeaseReleased { lease });
         }
     }
 }

@@ -178,8 +178,8 @@ pub enum LeaseId {
 /// Where a lease stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaseState {
-    /// It takes a slot and its ports. Moved on by `ReleaseLease`, by the end of its task or `LeaseExpired` (anonymous ones), or by the
-    /// loss of its worker. A crash in it changes nothing.
+    /// It takes a slot and its ports. Moved on by `ReleaseLease`, by the end of its task or `LeaseExpired` (anonymous ones), by another
+    /// `AcquireLease` that finds no room once it is days old and has no task, or by the loss of its worker. A crash in it changes nothing.
     Held {
         /// The task that uses its slot.
         bound: Option<TaskKey>,

@@ -429,6 +429,19 @@ fn an_anonymous_lease_goes_to_the_first_task_for_its_worker() {
 }
 
 #[test]
+fn a_lease_whose_master_never_came_back_is_taken_back_when_somebody_needs_it() {
+    let mut bench = Bench::new(Rules {
+        job_unbound_ms: 0,
+        ..Rules::default()
+    });
+    bench.attach("w", "i", 1, vec![]).unwrap();
+    assert_eq!(bench.acquire(Some("gone"), 1), granted("w", &[7000]));
+    bench.now = Timestamp(bench.now.0 + SECOND);
+    assert_eq!(bench.acquire(Some("here"), 1), granted("w", &[7001]));
+    assert_eq!(bench.acquire(Some("here"), 1), granted("w", &[7001]));
+}
+
+#[test]
 fn a_lease_lost_with_its_worker_says_so() {
     let mut bench = Bench::new(Rules {
         max_attempts: 3,
