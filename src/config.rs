@@ -95,7 +95,7 @@ pub struct MasterOptions {
     /// Address the REST service listens on
     #[arg(long, visible_alias = "host", default_value = "127.0.0.1")]
     pub rest_host: String,
-    /// Where the master keeps its jobs, tasks and proposals [default: fedbroker-data/master-<party-id>]
+    /// Where the master keeps its jobs, tasks and proposals [default: fedbroker-data/master- and the party id]
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
     /// Job types this party takes part in

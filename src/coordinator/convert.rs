@@ -9,12 +9,10 @@ use crate::machine::ids::{BadId, JobId, TaskId, TypeName};
 use crate::store;
 use crate::store::payload::{Payloads, Pinned};
 use crate::wire::fedvision::framework::{Task, coordinator::proposal};
+use crate::wire::metadata;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
-
-/// Metadata of an answer to Proposal other than SUCCESS: one line of ASCII that says why.
-pub(super) const REASON_KEY: &str = "fedbroker-reason";
 
 /// A Propose command whose payload files are durable and pinned.
 pub(super) struct Prepared {
@@ -144,7 +142,7 @@ pub(super) fn verdict(verdict: Verdict, reason: &str) -> tonic::Response<proposa
     if let Ok(value) = ascii.parse()
         && verdict != Verdict::Success
     {
-        response.metadata_mut().insert(REASON_KEY, value);
+        response.metadata_mut().insert(metadata::REASON, value);
     }
     response
 }
@@ -156,8 +154,8 @@ mod tests {
     #[test]
     fn reasons_are_ascii_and_success_has_none() {
         let response = verdict(Verdict::Reject, "no party: \u{e9}\n\u{7f}");
-        assert_eq!(response.metadata().get(REASON_KEY).unwrap(), "no party: ???");
-        assert!(verdict(Verdict::Success, "x").metadata().get(REASON_KEY).is_none());
+        assert_eq!(response.metadata().get(metadata::REASON).unwrap(), "no party: ???");
+        assert!(verdict(Verdict::Success, "x").metadata().get(metadata::REASON).is_none());
     }
 
     #[test]

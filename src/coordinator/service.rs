@@ -11,14 +11,13 @@ use crate::machine::ids::{JobId, PartyId, ProposalId};
 use crate::store::payload::Payloads;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::fedvision::framework::coordinator::{coordinator_server, fetch_task, leave, proposal, subscribe};
+use crate::wire::metadata;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
-
-/// Metadata of Subscribe: identity of the party's data directory. The same one may replace its own stream.
-const INSTANCE_KEY: &str = "fedbroker-instance";
 
 /// How often a proposal that came too early after a start is tried again; the caller only sees that the answer takes longer.
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
@@ -38,10 +37,13 @@ impl coordinator_server::Coordinator for Service {
 
     /// Answers with headers as soon as the party is enrolled; FedVision 0.1 sends nothing before the first offer.
     async fn subscribe(&self, request: Request<subscribe::Req>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let instance = request.metadata().get(INSTANCE_KEY).map(|value| value.to_str().map(str::to_owned));
+        let instance = request
+            .metadata()
+            .get(metadata::INSTANCE)
+            .map(|value| value.to_str().map(str::to_owned));
         let instance = instance
             .transpose()
-            .map_err(|_| Status::invalid_argument(format!("{INSTANCE_KEY}: must be ASCII")))?;
+            .map_err(|_| Status::invalid_argument(format!("{}: must be ASCII", metadata::INSTANCE)))?;
         let request = request.into_inner();
         let party = PartyId::parse(request.party_id).map_err(|error| bad_id(&error))?;
         let job_types = request
@@ -67,8 +69,15 @@ impl coordinator_server::Coordinator for Service {
         // A task of its own: it sees the stream through even if this call is dropped while it waits for the command.
         self.supervisor
             .spawn("subscription", Policy::Ordinary, subscription.run(command, enrolled));
-        answer.await.map_err(|_| stopping())??;
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let enrolled = answer.await.map_err(|_| stopping())??;
+        let mut response = Response::new(ReceiverStream::new(receiver));
+        if enrolled {
+            // A 0.1 party hears nothing before the first offer; one of ours learns here that it takes part.
+            response
+                .metadata_mut()
+                .insert(metadata::ENROLLED, MetadataValue::from_static("true"));
+        }
+        Ok(response)
     }
 
     /// Answers when the window closes. A caller that goes away changes nothing; the same request again joins or gets the verdict.
@@ -174,7 +183,7 @@ struct Subscription {
 }
 
 impl Subscription {
-    async fn run(self, command: Command, enrolled: oneshot::Sender<Result<(), Status>>) {
+    async fn run(self, command: Command, enrolled: oneshot::Sender<Result<bool, Status>>) {
         let Subscription {
             service,
             party,
@@ -185,7 +194,7 @@ impl Subscription {
         match service.handle.send(command).await {
             Ok(_) => {
                 tracing::info!(%party, session, "party subscribed");
-                let _ = enrolled.send(Ok(()));
+                let _ = enrolled.send(Ok(true));
                 tokio::select! {
                     () = sender.closed() => {}
                     _ = ended => {}
@@ -203,7 +212,7 @@ impl Subscription {
                     status: subscribe::Status::DuplicateEnroll.into(),
                     ..Default::default()
                 }));
-                let _ = enrolled.send(Ok(()));
+                let _ = enrolled.send(Ok(false));
             }
             Err(refusal) => {
                 service.hub.end(session);

@@ -13,6 +13,7 @@ use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::proposal;
+use crate::wire::metadata;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,7 +182,7 @@ impl Runner {
         let reply = client.proposal(request).await?;
         let why = reply
             .metadata()
-            .get("fedbroker-reason")
+            .get(metadata::REASON)
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         let text = match reply.into_inner().status() {

@@ -13,6 +13,7 @@ use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::{fetch_task, leave, subscribe};
+use crate::wire::metadata;
 use prost::Message;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -84,7 +85,7 @@ impl Subscriber {
             credential: String::new(),
         });
         if let (PeerKind::Fedbroker { .. }, Ok(instance)) = (&kind, self.shared.instance.parse()) {
-            request.metadata_mut().insert("fedbroker-instance", instance);
+            request.metadata_mut().insert(metadata::INSTANCE, instance);
         }
         // A FedVision 0.1 coordinator sends nothing, not even headers, before the first offer: this call may be pending for days, and a
         // time-out on it would leave the party enrolled and dead.
@@ -95,8 +96,10 @@ impl Subscriber {
                 .set(true, Some("a FedVision 0.1 coordinator does not confirm a subscription".to_owned()));
         }
         let mut client = self.client();
-        let mut offers = client.subscribe(request).await?.into_inner();
-        if !silent {
+        let response = client.subscribe(request).await?;
+        let enrolled = response.metadata().contains_key(metadata::ENROLLED);
+        let mut offers = response.into_inner();
+        if enrolled {
             self.shared.subscription.set(true, None);
             backoff.reset();
             tracing::info!(party = %self.shared.party, job_types = ?self.job_types, "subscribed");

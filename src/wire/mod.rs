@@ -6,6 +6,16 @@
 pub mod connect;
 pub mod serve;
 
+/// Our additions to FedVision calls that are no messages: gRPC metadata, which a 0.1 peer neither sends nor reads.
+pub mod metadata {
+    /// With Subscribe: identity of the party's data directory, so that its new process replaces its dead one's stream.
+    pub const INSTANCE: &str = "fedbroker-instance";
+    /// In the answer to Subscribe: the party is enrolled. Headers alone come with a refusal as well.
+    pub const ENROLLED: &str = "fedbroker-enrolled";
+    /// In the answer to Proposal: why, when it is not SUCCESS.
+    pub const REASON: &str = "fedbroker-reason";
+}
+
 /// The FedVision 0.1 contract.
 #[allow(clippy::all, missing_docs)]
 pub mod fedvision {

@@ -156,7 +156,11 @@ fn task(index: usize, len: usize) -> Task {
 
 /// A proposal with a window of one second, whose tasks are small and large in turns.
 fn request(job: &str, tasks: usize, min: u32, max: u32) -> proposal::Req {
-    let tasks = (0..tasks).map(|i| task(i, if i % 2 == 0 { 10 } else { 300_000 })).collect();
+    let of_job = |i: usize| Task {
+        job_id: job.into(),
+        ..task(i, if i.is_multiple_of(2) { 10 } else { 300_000 })
+    };
+    let tasks = (0..tasks).map(of_job).collect();
     proposal::Req {
         job_id: job.into(),
         job_type: "dummy".into(),

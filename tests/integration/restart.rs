@@ -284,6 +284,10 @@ async fn the_coordinator_still_knows_the_party() {
     let mut anew = crate::support::Role::new("p2-anew", &federation.dir.path().join("logs"), &args);
     anew.start().await;
     let other = Client::new(&anew.address);
+    // As long as the coordinator has reason to believe that the other process lives, it keeps the party for that one.
+    let told = |status: &Value| status["coordinator"]["trouble"] == "another process takes part under this party id";
+    other.until("/api/v1/status", told).await;
+    federation.parties[1].master.kill().await;
     other
         .until("/api/v1/status", |status| status["coordinator"]["subscribed"] == true)
         .await;

@@ -201,6 +201,13 @@ async fn an_attempt_runs_once_however_often_it_comes() {
     assert_eq!(manager.report().await.0.task_id, "t", "ended and unacknowledged: reported again");
     manager.acknowledge(attempt("j", "t", 1)).await;
     manager.run(program("j", "t", "count"), 1).await;
+    let (again, outcome) = manager.report().await;
+    assert_eq!(again, attempt("j", "t", 1), "a manager that has forgotten it waits for an end");
+    assert_eq!(
+        outcome.reason,
+        "this attempt ended before, and the manager acknowledged its outcome"
+    );
+    manager.acknowledge(attempt("j", "t", 1)).await;
     manager.run(dummy("j", "probe", 0), 2).await;
     assert_eq!(manager.report().await.0, attempt("j", "probe", 2));
     manager.run(program("j", "t", "count"), 2).await;
