@@ -409,8 +409,9 @@ class JobTest(TempDirTest):
         self.finish(aggregator, 143)
         for trainer in trainers:
             trainer.communicate(timeout=WAIT_S)
-            self.assertIn(trainer.returncode, (1, 143))  # it may see the aggregator go first
-        self.assertLess(time.monotonic() - began, 2)
+            # It may see the aggregator go first, and then be ended by the signal while the interpreter shuts down.
+            self.assertIn(trainer.returncode, (1, 143, -signal.SIGTERM))
+        self.assertLess(time.monotonic() - began, 30)  # the job itself would take more than 100
 
     def test_wrong_parameters_are_refused_by_compile(self):
         params = self.write("params.json", '{"epochs": 5}')
