@@ -41,8 +41,3 @@ impl Clock for SystemClock {
 pub fn new_instance() -> [u8; 16] {
     rand::random()
 }
-
-/// `delay` with up to a quarter more or less, so that peers that failed together do not come back together.
-pub fn jittered(delay: std::time::Duration) -> std::time::Duration {
-    delay.mul_f64(0.75 + 0.5 * rand::random::<f64>())
-}
