@@ -81,11 +81,11 @@ const EDGES: &[(&str, &str, &str)] = &[
 
 /// Edges upwards that stand all the same.
 const UPWARDS: &[(&str, &str, &str)] = &[
-    ("store", "migrations", "downwards; the way back is in tests only"),
+    ("store", "migrations", "downwards; the way back is the codec"),
     (
         "migrations",
         "store",
-        "its golden tests write and open a store; the migration itself imports nothing",
+        "a step reads bodies and envelopes through the codec; its golden tests write and open a store",
     ),
 ];
 

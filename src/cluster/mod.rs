@@ -87,7 +87,7 @@ pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> an
 pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Supervisor) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
     let (dir, machine) = (settings.data_dir.clone(), Cluster::new(settings.rules.clone()));
-    let opened = Supervisor::blocking(move || open(&dir, ROLE, machine, MESSAGE_MAX as u64)).await??;
+    let opened = Supervisor::blocking(move || open(&dir, ROLE, None, machine, MESSAGE_MAX as u64)).await??;
     let Opened {
         engine,
         payloads,

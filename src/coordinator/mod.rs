@@ -84,7 +84,7 @@ impl Bound {
             settle_ms: options.settle.saturating_mul(1000),
         };
         let machine = Coordinator::new(rules);
-        let opened = Supervisor::blocking(move || open(&options.data_dir, ROLE, machine, MESSAGE_MAX as u64)).await??;
+        let opened = Supervisor::blocking(move || open(&options.data_dir, ROLE, None, machine, MESSAGE_MAX as u64)).await??;
         let Opened {
             engine,
             payloads,

@@ -7,10 +7,12 @@
 pub mod clock;
 mod commit;
 pub mod open;
+mod prove;
 pub mod reader;
 pub mod recover;
 
 use crate::machine::Machine;
+use crate::machine::content::PayloadRef;
 use crate::store::payload::{Payloads, Pinned};
 use crate::store::{Error as StoreError, Store};
 use crate::supervisor::Supervisor;
@@ -111,6 +113,7 @@ pub struct Engine<M: Machine> {
     handle: Handle<M>,
     /// What was found in the store.
     pub report: RecoveryReport,
+    unproved: Vec<PayloadRef>,
 }
 
 impl<M: Machine> Engine<M> {
@@ -119,7 +122,7 @@ impl<M: Machine> Engine<M> {
     /// # Errors
     /// The store or a record in it cannot be read.
     pub fn recover(mut parts: Parts<M>) -> Result<Self, StoreError> {
-        let report = recover::load(&mut parts)?;
+        let (report, unproved) = recover::load(&mut parts)?;
         let (sender, queue) = mpsc::channel(QUEUE);
         let handle = Handle {
             queue: sender,
@@ -130,6 +133,7 @@ impl<M: Machine> Engine<M> {
             queue,
             handle,
             report,
+            unproved,
         })
     }
 
@@ -143,8 +147,15 @@ impl<M: Machine> Engine<M> {
     /// # Errors
     /// The operating system gives no more threads.
     pub fn start(self, supervisor: &Supervisor, mut sink: EffectSink<M>) -> std::io::Result<()> {
-        let Engine { parts, queue, handle, .. } = self;
+        let Engine {
+            parts,
+            queue,
+            handle,
+            unproved,
+            ..
+        } = self;
         drop(handle);
+        prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
         let fatal = supervisor.clone();
         supervisor.thread("engine", move || {
             for effect in parts.machine.resume(parts.clock.now()) {

@@ -24,12 +24,16 @@ pub struct Opened<M: Machine> {
     pub work_dir: PathBuf,
 }
 
-/// Open the role's data directory, made if it is not there, read the live records back into the machine, and log what was found.
+/// Open the role's data directory, made if it is not there, read the live records back into the machine, and log what was found. `owner`
+/// is the id of the party, where the role has one.
 ///
 /// # Errors
-/// The directory is held, of another role or format, or damaged.
-pub fn open<M: Machine>(dir: &Path, role: &'static str, machine: M, payload_max: u64) -> Result<Opened<M>, Error> {
+/// The directory is held, of another role, owner or newer format, or damaged.
+pub fn open<M: Machine>(dir: &Path, role: &'static str, owner: Option<&str>, machine: M, payload_max: u64) -> Result<Opened<M>, Error> {
     let directory = Directory::open(dir, role, new_instance())?;
+    if let Some(owner) = owner {
+        directory.claim(owner)?;
+    }
     let store = Arc::new(SledStore::open(&directory)?);
     let payloads = Arc::new(Payloads::open(&directory.payload_dir(), payload_max)?);
     let engine = Engine::recover(Parts {

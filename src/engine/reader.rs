@@ -1,14 +1,14 @@
 //! Typed, durable reads beside the loop: history, and the present as far as it is on disk.
 
 use crate::machine::Machine;
-use crate::store::{Error, Seq, Store, codec};
+use crate::store::{Error, HISTORY, HistoryProof, Seq, Store, codec};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Records that must be in memory after a restart are stored under this byte.
 pub const LIVE: u8 = b'l';
 /// Records that have ended are stored under this byte, so that a start need not read them.
-pub const ENDED: u8 = b'd';
+pub const ENDED: u8 = HISTORY;
 /// How many records refer to a payload file.
 pub const PAYLOAD: u8 = b'p';
 
@@ -93,6 +93,11 @@ impl<M: Machine> Reader<M> {
             }
         }
         Ok(())
+    }
+
+    /// How far the history is proved: until it is, a record that is not found may be missing.
+    pub fn history(&self) -> HistoryProof {
+        self.store.history()
     }
 
     /// Events from a sequence on.

@@ -5,6 +5,7 @@ use super::reader::{LIVE, PAYLOAD, decode, pages};
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;
 use crate::store::{Error, Seq};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// What a start found.
@@ -39,11 +40,14 @@ impl RecoveryReport {
     }
 }
 
-pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, Error> {
+/// Fill the machine; gives the payloads beside the report that only ended records refer to, whose content was not looked at.
+pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<(RecoveryReport, Vec<PayloadRef>), Error> {
     let began = Instant::now();
     let machine = &mut parts.machine;
+    let mut in_use = BTreeSet::new();
     pages(&*parts.store, &[LIVE], |key, value| {
         let record = decode(key, value)?;
+        in_use.extend(M::payloads(&record).into_iter().map(|payload| payload.hash));
         match M::key_from_bytes(&key[1..]) {
             Some(key) => machine.restore(&key, record),
             None => {
@@ -66,22 +70,23 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<RecoveryReport, E
             .flat_map(|(payload, count)| std::iter::repeat_n(*payload, *count as usize)),
     )?;
     if let Some(missing) = seeded.missing.first() {
-        let what = format!(
-            "the content of {} bytes that a record refers to is missing ({} such files)",
-            missing.len,
-            seeded.missing.len()
-        );
-        return Err(Error::Damaged {
-            file: missing.hex().into(),
-            what,
-        });
+        // Says whether it is missing or cut short, and under which path.
+        parts.payloads.prove(missing)?;
+    }
+    let (in_use, unproved): (Vec<_>, Vec<_>) = counts
+        .iter()
+        .map(|(payload, _)| *payload)
+        .partition(|payload| in_use.contains(&payload.hash));
+    for payload in &in_use {
+        parts.payloads.prove(payload)?;
     }
     let head = parts.store.head();
-    Ok(RecoveryReport {
+    let report = RecoveryReport {
         records: machine.census(),
         next_seq: head.next_seq,
         epoch: head.epoch,
         payloads: counts.len() as u64,
         took: began.elapsed(),
-    })
+    };
+    Ok((report, unproved))
 }

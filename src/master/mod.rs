@@ -167,7 +167,8 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         submit_tries: settings.submit_tries,
     };
     let dir = options.data_dir.clone().unwrap_or_else(|| default_data_dir(&party));
-    let opened = Supervisor::blocking(move || open(&dir, "master", Master::new(rules), PAYLOAD_MAX)).await??;
+    let owner = party.clone();
+    let opened = Supervisor::blocking(move || open(&dir, "master", Some(owner.as_str()), Master::new(rules), PAYLOAD_MAX)).await??;
     let shared = Shared {
         party,
         handle: opened.engine.handle(),

@@ -4,33 +4,38 @@
 //! it did not make, never let two processes in, and never accept a format it does not know.
 //!
 //! ```text
-//! <data-dir>/LOCK         held with flock for the life of the process; names the holder
-//!            FORMAT       role, stored-format version and instance id; its presence makes this a data directory
-//!            store/       the storage engine, made by `sled_store`
-//!            high-water   how far the store had come, made by `sled_store`
-//!            payloads/    content-addressed files, see `payload`
-//!            work/        scratch space of running jobs
+//! <data-dir>/LOCK            held with flock for the life of the process; names the holder
+//!            FORMAT          see `format`; its presence makes this a data directory
+//!            log-<n>/        the log that counts, made by `sled_store`:
+//!               store/       the storage engine
+//!               high-water   how far the store had come
+//!            payloads/       content-addressed files, see `payload`
+//!            work/           scratch space of running jobs
 //! ```
+//!
+//! A log is made whole beside the one that counts and becomes it with the exchange of `FORMAT` ([`Directory::switch_to_next_log`]); other
+//! logs are leftovers.
+
+mod format;
 
 use super::Error;
 use crate::migrations;
+use format::{BadFormat, Format};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Free bytes a start needs: two segments of the storage engine (8 MiB each), the snapshot it writes at open (some MiB per million
 /// values), and room to shut down in order. A disk that fills up during the open leaves a half snapshot behind.
 pub const FREE_FLOOR: u64 = 64 * 1024 * 1024;
 
-const TITLE: &str = "fedbroker data directory";
-
 /// A data directory that this process holds. The lock lasts until the last clone is gone.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
-    instance: [u8; 16],
     created: bool,
+    format: Arc<Mutex<Format>>,
     lock: Arc<File>,
 }
 
@@ -50,17 +55,20 @@ impl Directory {
         let format_path = path.join("FORMAT");
         let created = !exists(&format_path)?;
         if created {
-            write_atomically(&format_path, format_text(role, instance).as_bytes())?;
+            write_atomically(&format_path, Format::new(role, instance).text().as_bytes())?;
         }
-        let text = fs::read(&format_path).map_err(Error::at("read", &format_path))?;
-        let instance = check_format(&path, &text, role)?;
+        let format = read_format(&path)?;
+        if format.role != role {
+            let what = format!("belongs to the role {}, not {role}; give each role its own directory", format.role);
+            return Err(Error::WrongDirectory { dir: path, what });
+        }
         let directory = Directory {
             path,
-            instance,
             created,
+            format: Arc::new(Mutex::new(format)),
             lock: Arc::new(lock),
         };
-        directory.refuse_full()?;
+        directory.refuse_full(FREE_FLOOR)?;
         for dir in [directory.payload_dir(), directory.work_dir()] {
             create_dir_durably(&dir)?;
         }
@@ -70,14 +78,130 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Take an existing directory of any role and known version, to look at or to mend. Makes nothing but the text in `LOCK`.
+    ///
+    /// Errors: as for [`Directory::open`]; [`Error::WrongDirectory`] also when there is none.
+    pub fn inspect(path: &Path) -> Result<Directory, Error> {
+        let path = std::path::absolute(path).map_err(Error::at("find", path))?;
+        if !exists(&path.join("FORMAT"))? {
+            let what = "is not a data directory: it has no FORMAT; give the --data-dir of a role".to_owned();
+            return Err(Error::WrongDirectory { dir: path, what });
+        }
+        let lock = take_lock(&path, "store command")?;
+        let format = Arc::new(Mutex::new(read_format(&path)?));
+        Ok(Directory {
+            path,
+            created: false,
+            format,
+            lock: Arc::new(lock),
+        })
+    }
+
+    /// Say whose directory this is. The first owner it is given stays; [`Error::WrongDirectory`] for any other.
+    pub fn claim(&self, owner: &str) -> Result<(), Error> {
+        let escaped = owner.escape_default().to_string();
+        let mut format = self.lock_format();
+        match &format.owner {
+            Some(found) if *found == escaped => Ok(()),
+            Some(found) => {
+                let what = format!("belongs to {found}, not {escaped}; give each party its own directory");
+                Err(Error::WrongDirectory {
+                    dir: self.path.clone(),
+                    what,
+                })
+            }
+            // An older version keeps its text until it is brought up to date.
+            None => {
+                format.owner = Some(escaped);
+                if format.version == migrations::CURRENT {
+                    self.write_format(&format)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// The directory itself, absolute.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the storage engine lives. It is made by `sled_store`, not here.
+    /// The role it belongs to.
+    pub fn role(&self) -> String {
+        self.lock_format().role.clone()
+    }
+
+    /// Whose it is, escaped as in `FORMAT`; `None` before the first [`Directory::claim`].
+    pub fn owner(&self) -> Option<String> {
+        self.lock_format().owner.clone()
+    }
+
+    /// Stored-format version; below [`migrations::CURRENT`] until the store was opened once.
+    pub fn version(&self) -> u32 {
+        self.lock_format().version
+    }
+
+    /// Number of the log that counts; 0 for none yet.
+    pub fn log(&self) -> u64 {
+        self.lock_format().log
+    }
+
+    /// Where the log that counts lives.
+    pub fn log_dir(&self) -> PathBuf {
+        self.path.join(format!("log-{}", self.log()))
+    }
+
+    /// Where the storage engine lives.
     pub fn store_dir(&self) -> PathBuf {
-        self.path.join("store")
+        match self.version() {
+            1 => self.path.join("store"),
+            _ => self.log_dir().join("store"),
+        }
+    }
+
+    /// The file that tells how far the store had come.
+    pub fn high_water_path(&self) -> PathBuf {
+        match self.version() {
+            1 => self.path.join("high-water"),
+            _ => self.log_dir().join("high-water"),
+        }
+    }
+
+    /// Where the log is made that may replace the one that counts.
+    pub fn next_log_dir(&self) -> PathBuf {
+        self.path.join(format!("log-{}", self.log() + 1))
+    }
+
+    /// Let the log in [`Directory::next_log_dir`], whole and durable, be the one that counts, and the version the current one: all of it
+    /// or nothing, also after a power cut.
+    pub fn switch_to_next_log(&self) -> Result<(), Error> {
+        let mut format = self.lock_format();
+        let next = Format {
+            version: migrations::CURRENT,
+            log: format.log + 1,
+            ..format.clone()
+        };
+        self.write_format(&next)?;
+        *format = next;
+        Ok(())
+    }
+
+    /// Remove what a log was made from, and logs that were not finished.
+    pub(super) fn remove_other_logs(&self) -> Result<(), Error> {
+        if self.version() != migrations::CURRENT || self.log() == 0 {
+            return Ok(());
+        }
+        let current = self.log_dir();
+        for path in list(&self.path)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_leftover = path != current && name.starts_with("log-") || name == "store" || name == "store.new";
+            if is_leftover {
+                fs::remove_dir_all(&path).map_err(Error::at("remove", &path))?;
+            } else if name == "high-water" {
+                fs::remove_file(&path).map_err(Error::at("remove", &path))?;
+            }
+        }
+        sync_dir(&self.path)
     }
 
     /// Where payload files live; exists.
@@ -92,7 +216,7 @@ impl Directory {
 
     /// The id this directory got when it was made.
     pub fn instance(&self) -> [u8; 16] {
-        self.instance
+        self.lock_format().instance
     }
 
     /// True when this open made the directory.
@@ -106,24 +230,33 @@ impl Directory {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// A hold on the lock for one who outlives this value.
-    pub(super) fn hold(&self) -> Arc<File> {
-        Arc::clone(&self.lock)
-    }
-
-    fn refuse_full(&self) -> Result<(), Error> {
+    /// [`Error::Io`] that is [`full`](Error::is_full) unless `needed` bytes are free.
+    pub(super) fn refuse_full(&self, needed: u64) -> Result<(), Error> {
         let free = self.free_space()?;
-        if free >= FREE_FLOOR {
+        if free >= needed {
             return Ok(());
         }
         let what = format!(
-            "data directory {} has {free} bytes free, a start needs {FREE_FLOOR}",
+            "data directory {} has {free} bytes free, and {needed} are needed; make room and start again",
             self.path.display()
         );
         Err(Error::Io {
             what,
             source: io::ErrorKind::StorageFull.into(),
         })
+    }
+
+    /// A hold on the lock for one who outlives this value.
+    pub(super) fn hold(&self) -> Arc<File> {
+        Arc::clone(&self.lock)
+    }
+
+    fn lock_format(&self) -> MutexGuard<'_, Format> {
+        self.format.lock().expect("nothing under this lock panics")
+    }
+
+    fn write_format(&self, format: &Format) -> Result<(), Error> {
+        write_atomically(&self.path.join("FORMAT"), format.text().as_bytes())
     }
 }
 
@@ -257,56 +390,21 @@ fn take_lock(dir: &Path, role: &str) -> Result<File, Error> {
     Ok(file)
 }
 
-/// The content of `FORMAT`: fixed lines, closed by the CRC-32 of the ones above it in hex. In every future version the first line stays
-/// and the second one says `format N`, so that an old release can tell.
-fn format_text(role: &str, instance: [u8; 16]) -> String {
-    let instance = u128::from_be_bytes(instance);
-    let text = format!("{TITLE}\nformat {}\nrole {role}\ninstance {instance:032x}\n", migrations::CURRENT);
-    let checksum = crc32fast::hash(text.as_bytes());
-    format!("{text}check {checksum:08x}\n")
-}
-
-/// Whether this release and role may use a directory with this `FORMAT`; gives its instance id.
-fn check_format(dir: &Path, bytes: &[u8], role: &str) -> Result<[u8; 16], Error> {
-    let damaged = |what: &str| Error::Damaged {
-        file: dir.join("FORMAT"),
-        what: what.to_owned(),
-    };
-    let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
-    let mut lines = text.lines();
-    if lines.next() != Some(TITLE) {
-        return Err(damaged("the first line is not that of a data directory"));
-    }
-    let mut field = |name: &str| {
-        let value = lines
-            .next()
-            .and_then(|line| line.strip_prefix(name))
-            .and_then(|rest| rest.strip_prefix(' '));
-        value.ok_or_else(|| damaged(&format!("the line with the {name} is missing")))
-    };
-    let found: u32 = field("format")?.parse().map_err(|_| damaged("the format is not a number"))?;
-    if found > migrations::CURRENT {
-        return Err(Error::NewerFormat {
+fn read_format(dir: &Path) -> Result<Format, Error> {
+    let file = dir.join("FORMAT");
+    let text = fs::read(&file).map_err(Error::at("read", &file))?;
+    Format::parse(&text).map_err(|bad| match bad {
+        BadFormat::Damaged(what) => Error::Damaged {
+            file,
+            what: what.to_owned(),
+        },
+        BadFormat::Newer { version, needs } => Error::NewerFormat {
             dir: dir.to_owned(),
-            found,
+            found: version,
             known: migrations::CURRENT,
-        });
-    }
-    let stored_role = field("role")?;
-    let instance = field("instance")?;
-    let check = field("check")?;
-    let (covered, _) = text
-        .rsplit_once("check ")
-        .ok_or_else(|| damaged("the line with the check is missing"))?;
-    if found == 0 || check != format!("{:08x}", crc32fast::hash(covered.as_bytes())) {
-        return Err(damaged("the checksum does not fit"));
-    }
-    if stored_role != role {
-        let what = format!("belongs to the role {stored_role}, not {role}; give each role its own directory");
-        return Err(Error::WrongDirectory { dir: dir.to_owned(), what });
-    }
-    let instance = u128::from_str_radix(instance, 16).map_err(|_| damaged("the instance is not a hexadecimal number"))?;
-    Ok(instance.to_be_bytes())
+            needs: needs.unwrap_or_else(|| "the release that wrote it".to_owned()),
+        },
+    })
 }
 
 #[cfg(test)]
@@ -357,6 +455,32 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_belongs_to_its_first_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Directory::open(dir.path(), "master", ID).unwrap();
+        assert_eq!(open().owner(), None);
+        open().claim("a\nb").unwrap();
+        open().claim("a\nb").unwrap();
+        let error = open().claim("c").unwrap_err().to_string();
+        assert!(
+            error.ends_with("belongs to a\\nb, not c; give each party its own directory"),
+            "{error}"
+        );
+        assert_eq!(Directory::inspect(dir.path()).unwrap().owner().as_deref(), Some("a\\nb"));
+    }
+
+    #[test]
+    fn inspecting_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Directory::inspect(dir.path()), Err(Error::WrongDirectory { .. })));
+        assert!(matches!(
+            Directory::inspect(&dir.path().join("none")),
+            Err(Error::WrongDirectory { .. })
+        ));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_half_made_directory_is_finished() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("LOCK"), "").unwrap();
@@ -376,19 +500,16 @@ mod tests {
         ));
         let format = dir.path().join("FORMAT");
         let good = fs::read_to_string(&format).unwrap();
-        fs::write(&format, "fedbroker data directory\nformat 2\nanything else\n").unwrap();
-        assert!(matches!(reopen(), Err(Error::NewerFormat { found: 2, known: 1, .. })));
-        for (from, to) in [
-            ("instance 3", "instance 4"),
-            ("role master", "role mastes"),
-            ("fed", "fad"),
-            ("format 1", "format 0"),
-        ] {
-            fs::write(&format, good.replacen(from, to, 1)).unwrap();
-            assert!(matches!(reopen(), Err(Error::Damaged { .. })), "{from} -> {to}");
-        }
+        fs::write(
+            &format,
+            "fedbroker data directory\nformat 3\nneeds fedbroker 0.9.0\nanything else\n",
+        )
+        .unwrap();
+        let error = reopen().unwrap_err();
+        assert!(matches!(error, Error::NewerFormat { found: 3, known: 2, .. }));
+        assert!(error.to_string().ends_with("run fedbroker 0.9.0 or a newer one"), "{error}");
         fs::write(&format, &good[..good.len() / 2]).unwrap();
-        assert!(matches!(reopen(), Err(Error::Damaged { .. })));
+        assert!(matches!(reopen(), Err(Error::Damaged { file, .. }) if file == format));
         fs::write(&format, &good).unwrap();
         reopen().unwrap();
     }

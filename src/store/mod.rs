@@ -21,6 +21,8 @@ pub const KEY_MAX: usize = 512;
 /// The longest stored value with its envelope, bytes. The storage engine moves large values into side files that break the atomicity
 /// of a batch; 4 KiB stays clear of that by a factor of 30. Larger content goes to [`payload`].
 pub const VALUE_MAX: usize = 4096;
+/// Records whose key begins with this byte are history, like the events: a start does not read them, and proves them while it serves.
+pub const HISTORY: u8 = b'd';
 /// The longest event or record a commit may carry, bytes.
 pub const BODY_MAX: usize = VALUE_MAX - codec::ENVELOPE_LEN;
 /// What one commit may cost, see [`Commit::cost`].
@@ -85,6 +87,18 @@ pub struct Head {
     pub next_seq: Seq,
 }
 
+/// How far the history is proved; what is live was proved before the store was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryProof {
+    /// Values proved.
+    pub checked: u64,
+    /// Values there are.
+    pub of: u64,
+    /// All of them are exactly what was committed. Before that, a value of the history that is read was proved by its own checksum, but one
+    /// that is not found may be missing.
+    pub done: bool,
+}
+
 /// A page of keys and values, in key order.
 pub type Page = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -112,6 +126,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// At most `limit` events from sequence `from` on, in order; durable like [`Store::get`].
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error>;
+
+    /// How far the history is proved.
+    fn history(&self) -> HistoryProof;
+
+    /// Prove the next values of the history. [`Error::Damaged`] stops the store like a failed commit. Holds up commits for about a
+    /// millisecond; the caller decides how often.
+    fn prove_history(&self) -> Result<HistoryProof, Error>;
 }
 
 /// Why the store could not do what it was asked.
@@ -126,7 +147,7 @@ pub enum Error {
         holder: String,
     },
     /// Written by a newer release.
-    #[error("data directory {dir} has stored-format version {found}, this release knows up to {known}; run the release that wrote it")]
+    #[error("data directory {dir} has stored-format version {found}, this release knows up to {known}; run {needs} or a newer one")]
     NewerFormat {
         /// The directory.
         dir: PathBuf,
@@ -134,6 +155,8 @@ pub enum Error {
         found: u32,
         /// The newest version this release reads.
         known: u32,
+        /// The oldest release that reads it.
+        needs: String,
     },
     /// The directory belongs to another role or is not a data directory at all.
     #[error("data directory {dir} {what}")]

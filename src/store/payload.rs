@@ -177,6 +177,19 @@ impl Payloads {
         }
     }
 
+    /// Read the content once, to see that it is what its name says. Errors: as [`Payloads::get`].
+    pub fn prove(&self, payload: &PayloadRef) -> Result<(), Error> {
+        let path = self.shared.files.path(&payload.hash);
+        match io::copy(&mut self.reader(payload)?, &mut io::sink()) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
+                file: path,
+                what: e.to_string(),
+            }),
+            Err(e) => Err(Error::at("read", &path)(e)),
+        }
+    }
+
     /// The content in pieces; see [`Reader`]. A payload removed meanwhile can be read to its end.
     pub fn reader(&self, payload: &PayloadRef) -> Result<Reader, Error> {
         let file = self.shared.files.open_content(payload).inspect_err(|error| {

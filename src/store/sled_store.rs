@@ -1,30 +1,36 @@
 //! The store on disk.
 //!
 //! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, `open`
-//! makes or opens a store and proves it whole with `verify`, `barrier` keeps readers behind what is durable, `high_water` notices a
-//! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
+//! makes or opens a store and proves it whole with `verify`, `builder` and `migrate` make whole logs, `copy` reads one while it is
+//! written, `barrier` keeps readers behind what is durable, `high_water` notices a store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
 //!
 //! ```text
 //! key            body                                    all values in the envelope of `codec`
-//! h              Position: epoch, batch, next_seq, count, sum
-//! e<seq>         event; seq is 8 bytes, big endian, from 1 without a gap
-//! r<key>         record
+//! h              Position: epoch, batch, first and next event, live tally, history tally
+//! e<seq>         event; seq is 8 bytes, big endian, without a gap; history
+//! r<key>         record; history if its key begins with `HISTORY`, live otherwise
 //! ```
 //!
-//! `count` and `sum` are taken over all events and records (the sum wraps, over `codec::fingerprint`), so a value that is missing,
-//! extra or old shows when the store is opened.
+//! A tally is a count and a sum (wrapping, over `codec::fingerprint`) of all values of its part, so a value that is missing, extra or
+//! old shows: among the live ones when the store is opened, in the history at latest when its proof has come by.
 
 mod barrier;
+mod builder;
+mod copy;
 mod disk;
 mod high_water;
+pub mod migrate;
 mod open;
 mod verify;
 
+pub use builder::Builder;
+
 use super::codec::{self, DecodeError};
 use super::directory::Directory;
-use super::{Commit, Error, Head, Page, Seq, Store};
+use super::{Commit, Error, HISTORY, Head, HistoryProof, Page, Seq, Store};
 use barrier::Barrier;
+use copy::Copies;
 use disk::Disk;
 use high_water::{HighWater, Mark};
 use serde::{Deserialize, Serialize};
@@ -33,22 +39,39 @@ use std::fs::File;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use verify::HistoryCheck;
 
 pub(crate) const HEAD_KEY: &[u8] = b"h";
 pub(crate) const EVENT_PREFIX: u8 = b'e';
 pub(crate) const RECORD_PREFIX: u8 = b'r';
+
+/// Values of the history that are proved in one go, a millisecond's worth.
+const HISTORY_PAGE: usize = 256;
 
 /// The body of the head value, changed by every commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub epoch: u64,
     pub batch: u64,
+    pub first_seq: Seq,
     pub next_seq: Seq,
-    pub count: u64,
-    pub sum: u64,
+    pub live: Tally,
+    pub history: Tally,
 }
 
 impl Position {
+    /// With nothing counted yet.
+    fn new(epoch: u64, batch: u64, next_seq: Seq) -> Position {
+        Position {
+            epoch,
+            batch,
+            first_seq: 1,
+            next_seq,
+            live: Tally::default(),
+            history: Tally::default(),
+        }
+    }
+
     fn head(&self) -> Head {
         Head {
             epoch: self.epoch,
@@ -57,6 +80,20 @@ impl Position {
         }
     }
 
+    /// Where a key is counted.
+    fn tally(&mut self, key: &[u8]) -> &mut Tally {
+        if is_history(key) { &mut self.history } else { &mut self.live }
+    }
+}
+
+/// Count and sum of many values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    pub count: u64,
+    pub sum: u64,
+}
+
+impl Tally {
     fn add(&mut self, key: &[u8], sealed: &[u8]) {
         self.count = self.count.wrapping_add(1);
         self.sum = self.sum.wrapping_add(codec::fingerprint(key, sealed));
@@ -81,6 +118,8 @@ pub struct SledStore {
 struct Writer {
     position: Position,
     high_water: HighWater,
+    check: HistoryCheck,
+    copies: Copies,
 }
 
 /// What one commit writes.
@@ -90,21 +129,50 @@ struct Plan {
 }
 
 impl SledStore {
-    /// Open the store of a data directory, or make it; prove it whole; take over as its writer (the epoch rises by one, durably).
+    /// Open the store of a data directory, or make it, or bring it to the current version; prove it whole; take over as its writer (the
+    /// epoch rises by one, durably).
     ///
-    /// Reads everything once: about half a million values in a second. Errors: [`Error::Damaged`] when anything is not as it was
-    /// committed, also when the store is older than it has been; nothing is served then and a backup of the whole directory is
-    /// the way back.
+    /// Proves all that is live, and of the history what takes a fraction of a second; [`Store::prove_history`] does the rest. Errors:
+    /// [`Error::Damaged`] when anything is not as it was committed, also when the store is older than it has been; nothing is served
+    /// then, and a backup is the way back.
     pub fn open(directory: &Directory) -> Result<SledStore, Error> {
         open::open(directory)
     }
 
-    fn new(disk: Disk, position: Position, high_water: HighWater, lock: Arc<File>) -> SledStore {
-        let writer = Mutex::new(Writer { position, high_water });
+    /// Open the store of a data directory for reading, and prove all of it; nobody takes over as its writer.
+    ///
+    /// Errors: as for [`SledStore::open`]; [`Error::WrongDirectory`] for an older version.
+    pub fn inspect(directory: &Directory) -> Result<SledStore, Error> {
+        open::inspect(directory)
+    }
+
+    /// Write the lost or damaged high-water file anew, of a store that is whole otherwise. Whether the store is an old one cannot be told
+    /// any more.
+    ///
+    /// Errors: [`Error::Damaged`] if the store is not whole.
+    pub fn rebuild_high_water(directory: &Directory) -> Result<(), Error> {
+        open::rebuild_high_water(directory)
+    }
+
+    /// Every raw key and sealed value at one commit, while commits go on; gives that commit's position.
+    ///
+    /// A key may be handed on again later, with a newer value or with `None` where it is gone: the last word counts. The head value comes
+    /// last. [`Builder`] makes a log of it.
+    pub fn copy(&self, each: &mut copy::Each<'_>) -> Result<Head, Error> {
+        copy::copy(self, each)
+    }
+
+    fn new(disk: Disk, position: Position, high_water: HighWater, check: HistoryCheck, lock: Arc<File>) -> SledStore {
+        let writer = Writer {
+            position,
+            high_water,
+            check,
+            copies: Copies::default(),
+        };
         SledStore {
             disk,
             barrier: Barrier::new(position.head()),
-            writer,
+            writer: Mutex::new(writer),
             _lock: lock,
         }
     }
@@ -127,16 +195,17 @@ impl SledStore {
     }
 
     /// Seal the new values and carry the count and the sum on. Overwritten values are read for it, events never have one.
-    fn plan(&self, before: &Position, commit: &Commit) -> Result<Plan, Error> {
+    fn plan(&self, writer: &mut Writer, commit: &Commit) -> Result<Plan, Error> {
         let mut position = Position {
-            batch: before.batch + 1,
-            ..*before
+            batch: writer.position.batch + 1,
+            ..writer.position
         };
         let mut writes = Vec::with_capacity(commit.events.len() + commit.changes.len() + 1);
         for event in &commit.events {
             let key = event_key(position.next_seq);
             let sealed = codec::seal(&key, position.batch, event);
-            position.add(&key, &sealed);
+            position.history.add(&key, &sealed);
+            writer.check.changed(&self.disk, &key, None, Some(&sealed))?;
             position.next_seq += 1;
             writes.push((key, Some(sealed)));
         }
@@ -148,12 +217,13 @@ impl SledStore {
             if let Some(old) = &old {
                 // A damaged value must not be subtracted and so made to look right.
                 codec::unseal(&key, old).map_err(|e| damaged(&self.disk, &key, &e))?;
-                position.remove(&key, old);
+                position.tally(&key).remove(&key, old);
             }
             let sealed = body.map(|body| codec::seal(&key, position.batch, body));
             if let Some(sealed) = &sealed {
-                position.add(&key, sealed);
+                position.tally(&key).add(&key, sealed);
             }
+            writer.check.changed(&self.disk, &key, old.as_deref(), sealed.as_deref())?;
             if old.is_some() || sealed.is_some() {
                 writes.push((key, sealed));
             }
@@ -175,13 +245,11 @@ impl SledStore {
         ));
         // From here on an early return poisons the store: what it holds in memory may be more than what is on disk.
         let pending = self.barrier.begin(deleted)?;
+        writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
         self.disk.commit(writes)?;
         writer.position = position;
         pending.durable(position.head());
-        writer.high_water.record(Mark {
-            batch: position.batch,
-            sum: position.sum,
-        });
+        writer.high_water.record(Mark::of(&position));
         Ok(position.head())
     }
 
@@ -217,7 +285,7 @@ impl Store for SledStore {
             });
         }
         commit.check_size()?;
-        let written = self.plan(&position, commit).and_then(|plan| self.write(&mut writer, plan));
+        let written = self.plan(&mut writer, commit).and_then(|plan| self.write(&mut writer, plan));
         self.or_poison(written)
     }
 
@@ -266,6 +334,27 @@ impl Store for SledStore {
         self.barrier.wait(newest, |_| false)?;
         Ok(events)
     }
+
+    fn history(&self) -> HistoryProof {
+        let writer = self.lock_writer();
+        HistoryProof {
+            checked: writer.check.checked(),
+            of: writer.position.history.count,
+            done: writer.check.is_done(),
+        }
+    }
+
+    fn prove_history(&self) -> Result<HistoryProof, Error> {
+        {
+            let writer = &mut *self.lock_writer();
+            self.barrier.check()?;
+            if !writer.check.is_done() {
+                let proved = writer.check.page(&self.disk, &writer.position, HISTORY_PAGE);
+                self.or_poison(proved)?;
+            }
+        }
+        Ok(self.history())
+    }
 }
 
 impl SledStore {
@@ -292,6 +381,15 @@ impl SledStore {
     }
 }
 
+/// Events, and the records that have ended.
+fn is_history(key: &[u8]) -> bool {
+    match key {
+        [EVENT_PREFIX, ..] => true,
+        [RECORD_PREFIX, record @ ..] => record.first() == Some(&HISTORY),
+        _ => false,
+    }
+}
+
 fn record_key(key: &[u8]) -> Vec<u8> {
     [&[RECORD_PREFIX], key].concat()
 }
@@ -315,5 +413,64 @@ fn damaged_key(file: &Path, key: &[u8], what: &str) -> Error {
     Error::Damaged {
         file: file.to_owned(),
         what: format!("key {}: {what}", key.escape_ascii()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(store: &SledStore) -> Result<Head, Error> {
+        let head = store.head();
+        store.commit(&Commit {
+            epoch: head.epoch,
+            expected: head.next_seq,
+            events: vec![b"event".to_vec(); 200],
+            changes: vec![(b"dold".to_vec(), Some(head.batch.to_be_bytes().to_vec()))],
+        })
+    }
+
+    /// A store of many events of which nothing is proved yet.
+    fn unproved(root: &std::path::Path) -> SledStore {
+        let directory = Directory::open(root, "master", [1; 16]).unwrap();
+        let store = SledStore::open(&directory).unwrap();
+        for _ in 0..5 {
+            commit(&store).unwrap();
+        }
+        {
+            let writer = &mut *store.lock_writer();
+            writer.check = HistoryCheck::new(&writer.position);
+        }
+        store
+    }
+
+    #[test]
+    fn the_history_is_proved_while_commits_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let store = unproved(root.path());
+        let mut pages = 0;
+        while !store.prove_history().unwrap().done {
+            pages += 1;
+            commit(&store).unwrap();
+        }
+        assert!(pages > 3, "all was proved at once");
+        let proof = store.history();
+        assert_eq!(proof.checked, proof.of);
+    }
+
+    #[test]
+    fn a_hole_in_the_history_stops_the_store() {
+        let root = tempfile::tempdir().unwrap();
+        let store = unproved(root.path());
+        store.disk.commit(vec![(event_key(700), None)]).unwrap();
+        commit(&store).unwrap();
+        let found = loop {
+            match store.prove_history() {
+                Ok(proof) => assert!(!proof.done, "the hole was not found"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(found.ends_with("event 700 should come here"), "{found}");
+        assert!(matches!(commit(&store), Err(Error::Poisoned)));
     }
 }

@@ -11,6 +11,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 const ID: [u8; 16] = [5; 16];
+/// Where the first log of a directory lives.
+const STORE: &str = "log-1/store";
+const LOG: &str = "log-1/store/db";
 const CHILD_DIR: &str = "FEDBROKER_TEST_DIR";
 
 fn open(root: &Path) -> Result<SledStore, Error> {
@@ -80,12 +83,12 @@ fn flipped_bits_never_give_a_wrong_answer() {
     let good = root.path().join("good");
     fill(&good);
     let truth = everything(&open(&good).unwrap()).unwrap();
-    let log_len = fs::metadata(good.join("store/db")).unwrap().len();
+    let log_len = fs::metadata(good.join(LOG)).unwrap().len();
     let (mut seed, mut refused) = (1, 0);
     for trial in 0..60 {
         let dir = root.path().join(format!("trial{trial}"));
         copy_dir(&good, &dir);
-        let log = OpenOptions::new().read(true).write(true).open(dir.join("store/db")).unwrap();
+        let log = OpenOptions::new().read(true).write(true).open(dir.join(LOG)).unwrap();
         for _ in 0..if trial % 5 == 4 { 16 } else { 1 } {
             let (at, bit) = (scatter(&mut seed) % log_len, scatter(&mut seed) % 8);
             let mut byte = [0];
@@ -107,19 +110,19 @@ fn a_store_that_went_back_in_time_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let live = root.path().join("live");
     fill(&live);
-    copy_dir(&live.join("store"), &root.path().join("old"));
+    copy_dir(&live.join(STORE), &root.path().join("old"));
     commit(&open(&live).unwrap(), vec![b"newer".to_vec()], Vec::new());
-    fs::remove_dir_all(live.join("store")).unwrap();
+    fs::remove_dir_all(live.join(STORE)).unwrap();
     let refusal = |what: &str| match open(&live) {
         Err(Error::Damaged { what: found, .. }) => assert!(found.contains(what), "{found}"),
         other => panic!("opened: {:?}", other.map(|store| store.head())),
     };
     refusal("it is missing");
-    copy_dir(&root.path().join("old"), &live.join("store"));
+    copy_dir(&root.path().join("old"), &live.join(STORE));
     refusal("was confirmed");
     refusal("was confirmed");
-    fs::remove_dir_all(live.join("store")).unwrap();
-    fs::create_dir(live.join("store")).unwrap();
+    fs::remove_dir_all(live.join(STORE)).unwrap();
+    fs::create_dir(live.join(STORE)).unwrap();
     refusal("snap.*, is missing");
 }
 
@@ -128,12 +131,12 @@ fn leftovers_of_a_crash_are_cleared_and_what_must_not_be_there_is_refused() {
     let root = tempfile::tempdir().unwrap();
     // A crash in the middle of making the store.
     drop(Directory::open(root.path(), "master", ID).unwrap());
-    fs::create_dir(root.path().join("store.new")).unwrap();
-    fs::write(root.path().join("store.new/conf"), "half").unwrap();
+    fs::create_dir_all(root.path().join("log-1.new/store")).unwrap();
+    fs::write(root.path().join("log-1.new/store/conf"), "half").unwrap();
     fill(root.path());
     let truth = everything(&open(root.path()).unwrap()).unwrap();
     // A crash, or a full disk, while the engine was opening.
-    let store = root.path().join("store");
+    let store = root.path().join(STORE);
     fs::write(store.join("snap.FFFFFFFFFFFFFFFF.generating"), "half").unwrap();
     assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
     let blob = store.join("blobs/12345");
@@ -153,11 +156,58 @@ fn leftovers_of_a_crash_are_cleared_and_what_must_not_be_there_is_refused() {
     );
     assert!(fs::read(store.join("db")).unwrap() == log);
     fs::rename(root.path().join("work/kept"), &index).unwrap();
-    fs::remove_file(root.path().join("high-water")).unwrap();
-    assert!(
-        everything(&open(root.path()).unwrap()).unwrap() == truth,
-        "the witness is not needed to go on"
-    );
+    // A restore or a migration that was not finished, or not tidied up after.
+    for name in ["log-2.new", "log-7", "store"] {
+        fs::create_dir(root.path().join(name)).unwrap();
+    }
+    assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
+    let left = fs::read_dir(root.path()).unwrap().count();
+    assert_eq!(left, ["FORMAT", "LOCK", "log-1", "payloads", "work"].len());
+}
+
+#[test]
+fn a_store_without_its_witness_is_refused_until_the_operator_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    fill(root.path());
+    let truth = everything(&open(root.path()).unwrap()).unwrap();
+    let high_water = root.path().join("log-1/high-water");
+    let log = fs::read(root.path().join(LOG)).unwrap();
+    for spoil in [
+        &|| fs::remove_file(&high_water).unwrap() as (),
+        &|| fs::write(&high_water, "").unwrap(),
+        &|| fs::write(&high_water, [0; 8192]).unwrap(),
+    ] as [&dyn Fn(); 3]
+    {
+        spoil();
+        assert!(matches!(open(root.path()), Err(Error::Damaged { file, .. }) if file == high_water));
+        assert!(fs::read(root.path().join(LOG)).unwrap() == log, "the look has changed the log");
+    }
+    let directory = Directory::inspect(root.path()).unwrap();
+    SledStore::rebuild_high_water(&directory).unwrap();
+    drop(directory);
+    assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
+}
+
+#[test]
+fn the_engines_own_files_are_named_when_they_are_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    fill(root.path());
+    let store = root.path().join(STORE);
+    let index = fs::read_dir(&store)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_string_lossy().contains("snap."));
+    for file in [index.unwrap(), store.join("conf")] {
+        let good = fs::read(&file).unwrap();
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        for spoilt in [&bad[..], &good[..good.len() / 2], b""] {
+            fs::write(&file, spoilt).unwrap();
+            assert!(matches!(open(root.path()), Err(Error::Damaged { file: named, .. }) if named == file));
+        }
+        fs::write(&file, good).unwrap();
+    }
+    open(root.path()).unwrap();
 }
 
 #[test]
@@ -176,7 +226,7 @@ fn a_store_whose_first_log_segment_is_all_dead_opens_again() {
         }
     }
     assert!(
-        fs::metadata(root.path().join("store/db")).unwrap().len() > 8 * 1024 * 1024,
+        fs::metadata(root.path().join(LOG)).unwrap().len() > 8 * 1024 * 1024,
         "the second segment was not reached"
     );
 }
@@ -185,16 +235,16 @@ fn a_store_whose_first_log_segment_is_all_dead_opens_again() {
 fn other_roles_and_newer_formats_are_refused_before_the_store_is_touched() {
     let root = tempfile::tempdir().unwrap();
     drop(open(root.path()).unwrap());
-    let before = fs::metadata(root.path().join("store/db")).unwrap().modified().unwrap();
+    let before = fs::metadata(root.path().join(LOG)).unwrap().modified().unwrap();
     assert!(matches!(
         Directory::open(root.path(), "coordinator", ID),
         Err(Error::WrongDirectory { .. })
     ));
     fs::write(root.path().join("FORMAT"), "fedbroker data directory\nformat 7\nrole master\n").unwrap();
     let error = open(root.path()).err().unwrap();
-    assert!(matches!(error, Error::NewerFormat { found: 7, known: 1, .. }));
+    assert!(matches!(error, Error::NewerFormat { found: 7, known: 2, .. }));
     assert!(error.to_string().contains("run the release that wrote it"));
-    assert_eq!(fs::metadata(root.path().join("store/db")).unwrap().modified().unwrap(), before);
+    assert_eq!(fs::metadata(root.path().join(LOG)).unwrap().modified().unwrap(), before);
 }
 
 #[test]

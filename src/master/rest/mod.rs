@@ -50,10 +50,19 @@ impl Door {
 
     async fn job(&self, id: &str) -> Result<Option<Job>, Unreadable> {
         let Ok(id) = JobId::parse(id) else { return Ok(None) };
-        Ok(match self.read(Key::Job(id)).await? {
-            Some(Record::Job(job)) => Some(job),
-            _ => None,
-        })
+        if let Some(Record::Job(job)) = self.read(Key::Job(id)).await? {
+            return Ok(Some(job));
+        }
+        let proof = self.shared.handle.reader().history();
+        if !proof.done {
+            // It may be there and lost: only the whole proof can tell.
+            let why = format!(
+                "no such job was found, but the history is still being checked ({} of {} values); ask again",
+                proof.checked, proof.of
+            );
+            return Err(Unreadable(why));
+        }
+        Ok(None)
     }
 }
 

@@ -16,7 +16,8 @@
 //!   never asked again and never dropped; the process is expected to end.
 
 use super::super::Error;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,34 @@ impl Disk {
             path,
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Check the engine's own files by their checksums: its index at `index`, and the parameters it was made with. It only says that
+    /// something is corrupted.
+    pub(super) fn check_files(dir: &Path, index: &Path) -> Result<(), Error> {
+        let damaged = |file: &Path| Error::Damaged {
+            file: file.to_owned(),
+            what: "its checksum does not fit".to_owned(),
+        };
+        // Snapshot, its length in 8 bytes, CRC-32.
+        let bytes = fs::read(index).map_err(Error::at("read", index))?;
+        let snapshot = bytes
+            .split_last_chunk::<4>()
+            .and_then(|(rest, crc)| Some((rest.split_last_chunk::<8>()?.0, crc)));
+        if snapshot.is_none_or(|(snapshot, crc)| crc32fast::hash(snapshot).to_le_bytes() != *crc) {
+            return Err(damaged(index));
+        }
+        // Text, CRC-32. Without the file the engine writes it again as it was.
+        let conf = dir.join("conf");
+        let bytes = match fs::read(&conf) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::at("read", &conf)(e)),
+        };
+        match bytes.split_last_chunk::<4>() {
+            Some((text, crc)) if crc32fast::hash(text).to_le_bytes() == *crc => Ok(()),
+            _ => Err(damaged(&conf)),
+        }
     }
 
     /// The log file, to be named in errors.

@@ -1,97 +1,150 @@
 //! From a directory to a store that may be served from.
 //!
-//! Called by `SledStore::open` only. It must never serve or write before the store is proved whole, and never take a lost store for a
-//! new one.
+//! Called by `SledStore` only. It must never serve or write before the store is proved whole as far as [`SledStore::open`] says, and
+//! never take a lost store for a new one.
 
+use super::builder::Builder;
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
-use super::{HEAD_KEY, Position, SledStore, verify};
+use super::verify::{self, HistoryCheck};
+use super::{Position, SledStore, migrate};
+use crate::migrations;
+use crate::store::Error;
 use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
-use crate::store::{Error, codec};
 use std::fs;
 use std::path::Path;
 
+/// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
+const HISTORY_AT_OPEN: usize = 100_000;
+
 pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
-    let dir = directory.store_dir();
-    let high_water = directory.path().join("high-water");
-    // The high-water file is made after the store was first opened, so it proves that there was one.
-    let served_before = exists(&high_water)?;
-    if !exists(&dir)? {
-        if served_before {
-            let what = format!(
-                "it is missing, and {} tells of commits in it; restore the whole directory",
-                high_water.display()
-            );
-            return Err(Error::Damaged { file: dir, what });
-        }
-        create(&dir)?;
+    let is_current = directory.version() == migrations::CURRENT;
+    // A process of version 1 that was killed before it had made its store leaves a directory without one.
+    let never_made = directory.log() == 0 && !exists(&directory.store_dir())? && !exists(&directory.high_water_path())?;
+    if never_made {
+        create(directory)?;
+    } else if !is_current {
+        migrate::run(directory)?;
     }
-    tidy(&dir, served_before)?;
-    // The engine renames a new index into place and then zeroes what only the old one needs: that order must hold on disk as well.
-    sync_names_at_once(&dir)?;
-    let disk = Disk::open(&dir)?;
-    // After a kill the engine recovers from the page cache; what it shows must be on disk before anyone is told of it.
-    sync_tree(&dir)?;
-    sync_parent(&dir)?;
-    let position = verify::verify(&disk)?;
-    let (high_water, mark) = HighWater::open(&high_water)?;
-    refuse_rollback(&disk, &position, mark)?;
-    let store = SledStore::new(disk, position, high_water, directory.hold());
+    directory.remove_other_logs()?;
+    let found = recover(directory)?;
+    verify::live(&found.disk, &found.position)?;
+    let mut check = HistoryCheck::new(&found.position);
+    check.page(&found.disk, &found.position, HISTORY_AT_OPEN)?;
+    let store = found.into_store(directory, check);
     let head = store.raise_epoch()?;
-    tracing::info!(
-        epoch = head.epoch,
-        batch = head.batch,
-        next_seq = head.next_seq,
-        values = position.count,
-        "store opened"
-    );
+    tracing::info!(epoch = head.epoch, batch = head.batch, next_seq = head.next_seq, "store opened");
     Ok(store)
 }
 
-/// Make an empty store, whole or not at all: the engine writes its first files without syncing them.
-fn create(dir: &Path) -> Result<(), Error> {
-    let new = dir.with_extension("new");
-    if exists(&new)? {
-        fs::remove_dir_all(&new).map_err(Error::at("remove", &new))?;
+/// The store as it is, proved whole, for those who only read. Of a directory in the current version that has a log.
+pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
+    if directory.version() != migrations::CURRENT {
+        let what = format!(
+            "has stored-format version {}, this release works with {}; run `fedbroker store migrate` on it first",
+            directory.version(),
+            migrations::CURRENT
+        );
+        return Err(Error::WrongDirectory {
+            dir: directory.path().to_owned(),
+            what,
+        });
     }
-    let disk = Disk::open(&new)?;
-    let empty = Position {
-        epoch: 0,
-        batch: 0,
-        next_seq: 1,
-        count: 0,
-        sum: 0,
-    };
-    let head = codec::seal(HEAD_KEY, empty.batch, &codec::encode(&empty));
-    disk.commit(vec![(HEAD_KEY.to_vec(), Some(head))])?;
-    drop(disk);
-    sync_tree(&new)?;
-    fs::rename(&new, dir).map_err(Error::at("rename to", dir))?;
-    sync_parent(dir)
+    let found = recover(directory)?;
+    verify::everything(&found.disk)?;
+    let mut check = HistoryCheck::new(&found.position);
+    check.page(&found.disk, &found.position, usize::MAX)?;
+    Ok(found.into_store(directory, check))
+}
+
+/// Write the file anew that tells how far the store had come, of a store that is whole otherwise. Whether that store is an old one cannot
+/// be told any more.
+pub(super) fn rebuild_high_water(directory: &Directory) -> Result<(), Error> {
+    let dir = directory.store_dir();
+    tidy(&dir)?;
+    let disk = Disk::open(&dir)?;
+    sync_tree(&dir)?;
+    let position = verify::everything(&disk)?;
+    let path = directory.high_water_path();
+    HighWater::create(&path, Mark::of(&position))?;
+    sync_parent(&path)
+}
+
+/// A store whose engine is open and whose head fits the mark outside; its values are not proved yet.
+pub(super) struct Found {
+    pub(super) disk: Disk,
+    position: Position,
+    high_water: HighWater,
+}
+
+impl Found {
+    fn into_store(self, directory: &Directory, check: HistoryCheck) -> SledStore {
+        SledStore::new(self.disk, self.position, self.high_water, check, directory.hold())
+    }
+}
+
+fn recover(directory: &Directory) -> Result<Found, Error> {
+    // First, so that nothing is changed by a look at a store that cannot be judged.
+    let (high_water, mark) = HighWater::open(&directory.high_water_path())?;
+    let disk = open_engine(&directory.store_dir())?;
+    let position = verify::head(&disk)?;
+    refuse_rollback(disk.file(), Mark::of(&position), mark)?;
+    Ok(Found {
+        disk,
+        position,
+        high_water,
+    })
+}
+
+/// The engine in `dir`, on files that are on disk as they are seen.
+pub(super) fn open_engine(dir: &Path) -> Result<Disk, Error> {
+    if !exists(dir)? {
+        let what = "it is missing".to_owned();
+        return Err(Error::Damaged {
+            file: dir.to_owned(),
+            what,
+        });
+    }
+    tidy(dir)?;
+    // The engine renames a new index into place and then zeroes what only the old one needs: that order must hold on disk as well.
+    sync_names_at_once(dir)?;
+    let disk = Disk::open(dir)?;
+    // After a kill the engine recovers from the page cache; what it shows must be on disk before anyone is told of it.
+    sync_tree(dir)?;
+    sync_parent(dir)?;
+    Ok(disk)
+}
+
+/// Make an empty log, whole or not at all.
+fn create(directory: &Directory) -> Result<(), Error> {
+    let mut builder = Builder::new(directory)?;
+    builder.put_head(&Position::new(0, 0, 1))?;
+    builder.finish()?;
+    directory.switch_to_next_log()
 }
 
 /// Remove what the engine trips over, refuse what it would take the wrong way.
 ///
 /// Its index files, `snap.<lsn>`, must stay: after writing one it zeroes the log segments that hold nothing live, and an open without
 /// the index takes such a gap for a torn log and empties it for good.
-fn tidy(dir: &Path, served_before: bool) -> Result<(), Error> {
-    let mut indexed = false;
+fn tidy(dir: &Path) -> Result<(), Error> {
+    let mut newest = None;
     for path in list(dir)? {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         if name.starts_with(b"snap.") && name.ends_with(b".generating") {
             // Half written when an earlier open ended. The engine takes the newest name, so every open would fail.
             fs::remove_file(&path).map_err(Error::at("remove", &path))?;
         } else if name.starts_with(b"snap.") {
-            indexed = true;
+            newest = newest.max(Some(path));
         }
     }
-    if served_before && !indexed {
-        let what = "its index file, snap.*, is missing, and without it the log cannot be read; restore the whole directory".to_owned();
+    let Some(index) = newest else {
         return Err(Error::Damaged {
             file: dir.to_owned(),
-            what,
+            what: "its index file, snap.*, is missing, and without it the log cannot be read".to_owned(),
         });
-    }
+    };
+    Disk::check_files(dir, &index)?;
     let blobs = dir.join("blobs");
     if exists(&blobs)?
         && let Some(file) = list(&blobs)?.into_iter().next()
@@ -102,22 +155,16 @@ fn tidy(dir: &Path, served_before: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_rollback(disk: &Disk, position: &Position, mark: Option<Mark>) -> Result<(), Error> {
-    let Some(mark) = mark else {
-        if position.batch > 0 {
-            tracing::warn!("no high-water mark can be read, so this start cannot tell whether the store is an old one");
-        }
-        return Ok(());
-    };
-    let what = if position.batch < mark.batch {
-        format!("it ends at commit {}, and commit {} was confirmed", position.batch, mark.batch)
-    } else if position.batch == mark.batch && position.sum != mark.sum {
-        format!("commit {} is not the one that was confirmed", mark.batch)
+pub(super) fn refuse_rollback(file: &Path, found: Mark, confirmed: Mark) -> Result<(), Error> {
+    let what = if found.batch < confirmed.batch {
+        format!("it ends at commit {}, and commit {} was confirmed", found.batch, confirmed.batch)
+    } else if found.batch == confirmed.batch && found.sum != confirmed.sum {
+        format!("commit {} is not the one that was confirmed", found.batch)
     } else {
         return Ok(());
     };
     Err(Error::Damaged {
-        file: disk.file().to_owned(),
+        file: file.to_owned(),
         what,
     })
 }

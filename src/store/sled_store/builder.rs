@@ -1,0 +1,82 @@
+//! Makes a whole log beside the one that counts: the first one of a directory, one of a newer version, one from a backup.
+//!
+//! Called by `open`, `migrate` and the restore of the operator. What it makes is found under its name only when it was proved and is
+//! durable; whoever called then lets it count with `Directory::switch_to_next_log`. It must never touch the log that counts.
+
+use super::disk::Disk;
+use super::high_water::{HighWater, Mark};
+use super::{HEAD_KEY, Position, verify};
+use crate::store::directory::{Directory, exists, sync_parent, sync_tree};
+use crate::store::{Error, codec};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Values are written in batches of this cost, far below what one batch may have.
+const BATCH_COST: usize = 2 * 1024 * 1024;
+
+/// A log under construction.
+pub struct Builder {
+    dir: PathBuf,
+    new: PathBuf,
+    disk: Disk,
+    writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    cost: usize,
+}
+
+impl Builder {
+    /// Begin in [`Directory::next_log_dir`]; leftovers of an earlier try are removed.
+    pub fn new(directory: &Directory) -> Result<Builder, Error> {
+        let dir = directory.next_log_dir();
+        let new = dir.with_extension("new");
+        for leftover in [&dir, &new] {
+            if exists(leftover)? {
+                fs::remove_dir_all(leftover).map_err(Error::at("remove", leftover))?;
+            }
+        }
+        fs::create_dir(&new).map_err(Error::at("create directory", &new))?;
+        let disk = Disk::open(&new.join("store"))?;
+        Ok(Builder {
+            dir,
+            new,
+            disk,
+            writes: Vec::new(),
+            cost: 0,
+        })
+    }
+
+    /// Write a stored value as it is, or remove it; of several words on one key the last one counts.
+    pub fn put(&mut self, key: &[u8], sealed: Option<&[u8]>) -> Result<(), Error> {
+        self.cost += 3 * (key.len() + sealed.map_or(0, <[u8]>::len)) + 1024;
+        self.writes.push((key.to_vec(), sealed.map(<[u8]>::to_vec)));
+        if self.cost < BATCH_COST {
+            return Ok(());
+        }
+        self.cost = 0;
+        self.disk.commit(std::mem::take(&mut self.writes))
+    }
+
+    /// Close the log with its head value, which must have been put, prove it, and make it durable under its name.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.disk.commit(std::mem::take(&mut self.writes))?;
+        drop(self.disk);
+        // What a start will find is what is proved, and opening makes the index file that every later open needs.
+        let disk = Disk::open(&self.new.join("store"))?;
+        let position = verify::everything(&disk)?;
+        drop(disk);
+        HighWater::create(&self.new.join("high-water"), Mark::of(&position))?;
+        sync_tree(&self.new)?;
+        fs::rename(&self.new, &self.dir).map_err(Error::at("rename to", &self.dir))?;
+        sync_parent(&self.dir)
+    }
+
+    /// [`Builder::put`] for the head.
+    pub(super) fn put_head(&mut self, position: &Position) -> Result<(), Error> {
+        let sealed = codec::seal(HEAD_KEY, position.batch, &codec::encode(position));
+        self.put(HEAD_KEY, Some(&sealed))
+    }
+
+    /// Where the engine's file is, to be named in errors.
+    pub fn file(&self) -> &Path {
+        self.disk.file()
+    }
+}
