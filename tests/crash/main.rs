@@ -1,5 +1,6 @@
 //! Tests that kill real processes at any moment and look at what is left.
 
+mod damage;
 mod federation;
 mod store_kill;
 #[path = "../support/mod.rs"]
