@@ -36,10 +36,10 @@ pub struct ClusterManagerOptions {
     #[arg(long, default_value = "fedbroker-data/cluster-manager")]
     pub data_dir: PathBuf,
     /// Seconds a silent worker keeps its tasks
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     pub worker_grace: u64,
     /// How often a task is tried when its worker is lost
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub task_attempts: u32,
 }
 

@@ -146,8 +146,9 @@ impl Manifest {
                 return Err(format!("[{name}] argv: must name a program"));
             }
             for argument in &step.argv {
-                expand(argument, &|known| {
-                    is_placeholder(known).then(String::new).ok_or_else(|| unknown(known))
+                expand(argument, &|known| match known {
+                    "output_dir" if name != "compile" => Err("{output_dir} is for [compile]; write to {work_dir}".to_owned()),
+                    known => is_placeholder(known).then(String::new).ok_or_else(|| unknown(known)),
                 })
                 .map_err(|why| format!("[{name}] argv: {why}"))?;
             }
@@ -289,6 +290,10 @@ mod tests {
             ("[trainer]\nargv = [\"a\"]".to_owned(), "missing field `aggregator`"),
             (steps.replace("\"a\"", ""), "[aggregator] argv: must name a program"),
             (steps.replace("index", "indx"), "[trainer] argv: unknown placeholder {indx}"),
+            (
+                steps.replace("index", "output_dir"),
+                "[trainer] argv: {output_dir} is for [compile]; write to {work_dir}",
+            ),
             (format!("{steps}[env]\nX = \"{{y}}\""), "[env] X: unknown placeholder {y}"),
         ] {
             let error = Manifest::parse(&text).unwrap_err();

@@ -158,6 +158,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     let coordinator = channel(&options.coordinator_address).context("--coordinator-address")?;
     let cluster = channel(&options.cluster_address).context("--cluster-address")?;
     let registry = registry(&options)?;
+    settings.check_types(&subscribed_types(&options))?;
     let (listener, address) = bind(&options.rest_host, options.submitter_port).await.context("--submitter-port")?;
 
     let rules = Rules {

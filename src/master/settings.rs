@@ -52,7 +52,30 @@ impl Settings {
         let settings: Self = toml::from_str(&text).with_context(|| format!("--config: {} is not right", path.display()))?;
         anyhow::ensure!(settings.submit_tries > 0, "--config: submit_tries must be at least 1");
         anyhow::ensure!(settings.preparing.at_once > 0, "--config: preparing.at_once must be at least 1");
+        anyhow::ensure!(
+            settings.accept.at_once != Some(0),
+            "--config: accept.at_once must be at least 1; to take part in nothing, give the master no --job-types"
+        );
+        let both = settings
+            .accept
+            .initiators
+            .iter()
+            .find(|party| settings.accept.not_initiators.contains(party));
+        if let Some(party) = both {
+            anyhow::bail!("--config: {party} is in accept.initiators and in accept.not_initiators; leave it in one");
+        }
         Ok(settings)
+    }
+
+    /// Whether a rule names a job type this party does not subscribe to: it would never be met.
+    pub(super) fn check_types(&self, subscribed: &[String]) -> anyhow::Result<()> {
+        match self.accept.job_types.iter().find(|wanted| !subscribed.contains(wanted)) {
+            Some(odd) => anyhow::bail!(
+                "--config: accept.job_types has {odd}, and --job-types does not ({})",
+                subscribed.join(",")
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -65,5 +88,19 @@ mod tests {
         assert!(toml::from_str::<Settings>("nonsense = 1").is_err());
         let settings: Settings = toml::from_str("[accept]\njob_types = [\"program\"]\nat_once = 3\n").unwrap();
         assert_eq!((settings.accept.at_once, settings.submit_tries), (Some(3), 10));
+    }
+
+    #[test]
+    fn rules_that_can_never_be_met_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rules.toml");
+        let refused = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let read = Settings::read(Some(&path)).and_then(|settings| settings.check_types(&["dummy".to_owned()]));
+            read.unwrap_err().to_string()
+        };
+        assert!(refused("[accept]\nat_once = 0").contains("accept.at_once"));
+        assert!(refused("[accept]\ninitiators = [\"a\"]\nnot_initiators = [\"b\", \"a\"]").contains("a is in accept.initiators"));
+        assert!(refused("[accept]\njob_types = [\"dummy\", \"dumy\"]").contains("has dumy, and --job-types does not (dummy)"));
     }
 }

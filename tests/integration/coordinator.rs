@@ -326,7 +326,7 @@ async fn proposal_that_cannot_succeed_is_answered_at_once_with_a_reason() {
     );
     let _a = subscribe(&client, "a").await;
     let answer = propose(&client, request("few", 2, 2, 2)).await.unwrap();
-    let reason = "1 parties are subscribed to job type dummy, 2 are needed".to_owned();
+    let reason = "too few parties are subscribed to job type dummy: 1 of the 2 needed".to_owned();
     assert_eq!(answer, (proposal::Status::NotEnoughSubscribers, reason));
     let answer = propose(&client, request("numbers", 2, 1, 0)).await.unwrap();
     assert_eq!(

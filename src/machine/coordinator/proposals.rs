@@ -278,7 +278,7 @@ impl Coordinator {
         let here = members.iter().filter(|party| self.counts(party, now)).count();
         if here < asked.min as usize {
             let reason = format!(
-                "{here} parties are subscribed to job type {}, {} are needed",
+                "too few parties are subscribed to job type {}: {here} of the {} needed",
                 asked.job_type, asked.min
             );
             return Some((Verdict::NotEnoughSubscribers, reason));
@@ -366,7 +366,10 @@ impl Coordinator {
         let (verdict, reason) = if present.len() < min {
             (
                 Verdict::NotEnoughResponders,
-                format!("{} parties accepted, {min} are needed", present.len()),
+                format!(
+                    "too few parties accepted within proposal_wait_time: {} of the {min} needed",
+                    present.len()
+                ),
             )
         } else {
             (Verdict::Success, String::new())

@@ -235,7 +235,7 @@ fn too_few_acceptances_cancel_the_waiting() {
     world.reply(fetch("a", "j-coo_1"));
     world.reply(close("j"));
     let stored = world.reply(propose("j", 2, 5, 2, 2));
-    let reason = "1 parties accepted, 2 are needed".to_owned();
+    let reason = "too few parties accepted within proposal_wait_time: 1 of the 2 needed".to_owned();
     assert_eq!(
         stored,
         Reply::Verdict {
