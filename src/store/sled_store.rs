@@ -20,6 +20,7 @@ mod builder;
 mod copy;
 mod disk;
 mod high_water;
+mod index;
 pub mod migrate;
 mod open;
 mod verify;

@@ -9,7 +9,7 @@
 //!   sled's own flusher, which writes between our barriers, is off.
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
-//!   ones, and has the file system sync their names in order.
+//!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
 //! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
 //!   `verify`. So the program must be built to unwind.
 //! - After any failure its memory may show what is not on disk, and its destructor panics on a failing disk. So a failed engine is

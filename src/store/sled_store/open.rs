@@ -7,11 +7,10 @@ use super::builder::Builder;
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::verify::{self, HistoryCheck};
-use super::{Position, SledStore, migrate};
+use super::{Position, SledStore, index, migrate};
 use crate::migrations;
 use crate::store::Error;
 use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
-use std::fs;
 use std::path::Path;
 
 /// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
@@ -61,9 +60,7 @@ pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
 /// be told any more.
 pub(super) fn rebuild_high_water(directory: &Directory) -> Result<(), Error> {
     let dir = directory.store_dir();
-    tidy(&dir)?;
-    let disk = Disk::open(&dir)?;
-    sync_tree(&dir)?;
+    let disk = open_engine(&dir)?;
     let position = verify::everything(&disk)?;
     let path = directory.high_water_path();
     HighWater::create(&path, Mark::of(&position))?;
@@ -112,6 +109,7 @@ pub(super) fn open_engine(dir: &Path) -> Result<Disk, Error> {
     // After a kill the engine recovers from the page cache; what it shows must be on disk before anyone is told of it.
     sync_tree(dir)?;
     sync_parent(dir)?;
+    index::release(dir)?;
     Ok(disk)
 }
 
@@ -125,25 +123,10 @@ fn create(directory: &Directory) -> Result<(), Error> {
 
 /// Remove what the engine trips over, refuse what it would take the wrong way.
 ///
-/// Its index files, `snap.<lsn>`, must stay: after writing one it zeroes the log segments that hold nothing live, and an open without
-/// the index takes such a gap for a torn log and empties it for good.
+/// Its index must stay: after writing a new one it zeroes the log segments that hold nothing live, and an open without the index takes
+/// such a gap for a torn log and empties it for good.
 fn tidy(dir: &Path) -> Result<(), Error> {
-    let mut newest = None;
-    for path in list(dir)? {
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        if name.starts_with(b"snap.") && name.ends_with(b".generating") {
-            // Half written when an earlier open ended. The engine takes the newest name, so every open would fail.
-            fs::remove_file(&path).map_err(Error::at("remove", &path))?;
-        } else if name.starts_with(b"snap.") {
-            newest = newest.max(Some(path));
-        }
-    }
-    let Some(index) = newest else {
-        return Err(Error::Damaged {
-            file: dir.to_owned(),
-            what: "its index file, snap.*, is missing, and without it the log cannot be read".to_owned(),
-        });
-    };
+    let index = index::keep(dir)?;
     Disk::check_files(dir, &index)?;
     let blobs = dir.join("blobs");
     if exists(&blobs)?
