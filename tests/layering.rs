@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, u8)] = &[
     ("machine", 0),
     ("config", 0),
+    ("crash_point", 0),
     ("supervisor", 0),
     ("telemetry", 0),
     ("migrations", 0),
@@ -29,12 +30,14 @@ const LAYERS: &[(&str, u8)] = &[
 /// The imports between rooms: from, to, why.
 const EDGES: &[(&str, &str, &str)] = &[
     ("store", "machine", "a payload file is named by the reference that records hold"),
+    ("store", "crash_point", "the steps of a batch and of a payload file are boundaries"),
     (
         "store",
         "migrations",
         "the directory is brought to the newest format when it is opened",
     ),
     ("engine", "machine", "runs any machine"),
+    ("engine", "crash_point", "every command and effect is a boundary"),
     ("engine", "store", "commits and reads back"),
     ("engine", "supervisor", "the loop has a thread"),
     ("job_types", "machine", "makes plans and outcomes"),
@@ -62,6 +65,7 @@ const EDGES: &[(&str, &str, &str)] = &[
     ("cluster", "supervisor", "its tasks"),
     ("cluster", "telemetry", "says that it is ready"),
     ("worker", "machine", "ids and outcomes; it has no machine of its own"),
+    ("worker", "crash_point", "the begin and the end of a task are boundaries"),
     ("worker", "wire", "calls the cluster manager"),
     ("worker", "engine", "the clock and its identity only; it has no log"),
     ("worker", "job_types", "runs tasks"),
@@ -74,6 +78,7 @@ const EDGES: &[(&str, &str, &str)] = &[
     ("cli", "worker", "serves it"),
     ("cli", "job_types", "the hidden subcommand that is the shim of a task"),
     ("cli", "wire", "the delays between two tries"),
+    ("cli", "crash_point", "arms the one that the environment names; debug builds only"),
     ("cli", "config", "the options of all roles"),
     ("cli", "supervisor", "made here, once for each process"),
     ("cli", "telemetry", "started here, once for each process"),

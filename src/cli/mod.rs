@@ -61,6 +61,13 @@ pub fn main() -> ExitCode {
         return shim_main(args);
     }
     telemetry::start(std::env::var(telemetry::LOG_VARIABLE).ok().as_deref());
+    #[cfg(debug_assertions)]
+    if let Ok(point) = std::env::var(crate::crash_point::VARIABLE)
+        && let Err(error) = crate::crash_point::arm(&point)
+    {
+        eprintln!("fedbroker: {error}");
+        return ExitCode::FAILURE;
+    }
     let result = match command {
         Command::Quickstart(options) => quickstart::run(options),
         Command::Standalone(options) => standalone::run(options),

@@ -5,8 +5,9 @@
 
 use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
 use super::{EffectSink, Envelope, Parts, Refusal};
+use crate::crash_point::{self, Moment};
 use crate::machine::content::PayloadRef;
-use crate::machine::{Changes, Input, Machine, Out};
+use crate::machine::{Changes, Input, Machine, Named, Out};
 use crate::store::payload::Pinned;
 use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec};
 use std::collections::{BTreeSet, HashMap};
@@ -37,6 +38,8 @@ struct Turn<M: Machine> {
     recalled: BTreeSet<M::Key>,
     effects: Vec<M::Effect>,
     answers: Vec<Answer<M>>,
+    /// Names of the commands, for the crash points.
+    commands: Vec<&'static str>,
     /// Payload files of the commands, let go once the records count them or the commands are refused.
     pins: Vec<Pinned>,
 }
@@ -50,6 +53,7 @@ impl<M: Machine> Turn<M> {
             recalled: BTreeSet::new(),
             effects: Vec::new(),
             answers: Vec::new(),
+            commands: Vec::new(),
             pins: Vec::new(),
         }
     }
@@ -59,6 +63,12 @@ impl<M: Machine> Turn<M> {
         let cost = self.event_cost + self.changes.keys.len() * RECORD_COST + references * REFERENCE_COST;
         cost >= FULL_COST || self.answers.len() >= COMMANDS_MAX
     }
+}
+
+/// Give a justified effect to its executor; the only way there.
+pub(super) fn hand_on<M: Machine>(sink: &mut EffectSink<M>, effect: M::Effect) {
+    crash_point::reach_moment(M::ROLE, effect.name(), Moment::Leaving);
+    sink(effect);
 }
 
 pub(super) struct Loop<M: Machine> {
@@ -97,6 +107,9 @@ impl<M: Machine> Loop<M> {
     }
 
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
+        let name = envelope.command.name();
+        crash_point::reach_moment(M::ROLE, name, Moment::Taken);
+        turn.commands.push(name);
         let recalled = match self.parts.machine.recall(&envelope.command) {
             Some(key) if self.parts.machine.record(&key).is_none() => {
                 let record = self.reader.ended(&key)?;
@@ -138,6 +151,7 @@ impl<M: Machine> Loop<M> {
             recalled,
             effects,
             answers,
+            commands,
             pins,
             ..
         } = turn;
@@ -166,11 +180,14 @@ impl<M: Machine> Loop<M> {
             drop(pins);
             self.parts.payloads.settle(&[], &[]);
         }
+        for name in commands {
+            crash_point::reach_moment(M::ROLE, name, Moment::Durable);
+        }
         for (answer, reply) in answers {
             let _ = answer.send(reply.map_err(Refusal::Rejected));
         }
         for effect in effects {
-            (self.sink)(effect);
+            hand_on::<M>(&mut self.sink, effect);
         }
         Ok(())
     }

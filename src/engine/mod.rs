@@ -159,7 +159,7 @@ impl<M: Machine> Engine<M> {
         let fatal = supervisor.clone();
         supervisor.thread("engine", move || {
             for effect in parts.machine.resume(parts.clock.now()) {
-                sink(effect);
+                commit::hand_on::<M>(&mut sink, effect);
             }
             if let Err(error) = commit::Loop::new(parts, sink).run(queue) {
                 fatal.fatal(anyhow::Error::new(error).context("the store could not commit"));

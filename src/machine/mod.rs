@@ -85,17 +85,45 @@ impl<M: Machine> Out<M> {
     }
 }
 
+/// Variants that have names, for the crash points (`crate::crash_point`): each is a boundary at which a process may die.
+pub trait Named: 'static {
+    /// All names, each once.
+    const NAMES: &'static [&'static str];
+
+    /// The name of this one.
+    fn name(&self) -> &'static str;
+}
+
+/// Gives the variants of an enum their names; the match is exhaustive, so a new variant cannot be forgotten.
+macro_rules! named {
+    ($enum:ident: $($variant:ident = $name:literal),+ $(,)?) => {
+        impl crate::machine::Named for $enum {
+            const NAMES: &'static [&'static str] = &[$($name),+];
+
+            fn name(&self) -> &'static str {
+                match self {
+                    $($enum::$variant { .. } => $name),+
+                }
+            }
+        }
+    };
+}
+pub(crate) use named;
+
 /// A role's state machine.
 ///
 /// Records are either *live* (in memory, read at start) or *ended* (history, on disk only). A record that has ended stays in memory
 /// until its commit is durable, then [`Machine::forget`] drops it.
 pub trait Machine: Send + Sized + 'static {
+    /// The first part of the names of its crash points.
+    const ROLE: &'static str;
+
     /// A request or an outcome that comes through a door.
-    type Command: Debug + Send + 'static;
+    type Command: Debug + Named + Send + 'static;
     /// Something that happened; the log holds these.
     type Event: Clone + Debug + PartialEq + serde::Serialize + serde::de::DeserializeOwned + Send + 'static;
     /// Something to be done outside, justified by a durable record. At-least-once: after a crash [`Machine::resume`] asks again.
-    type Effect: Clone + Debug + PartialEq + Send + 'static;
+    type Effect: Clone + Debug + Named + PartialEq + Send + 'static;
     /// The answer to an accepted command.
     type Reply: Debug + Send + 'static;
     /// Why the rules do not allow a command. Nothing has changed.

@@ -15,6 +15,7 @@
 mod files;
 
 use super::Error;
+use crate::crash_point;
 use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
 use files::Files;
 use std::collections::{HashMap, HashSet};
@@ -393,6 +394,7 @@ impl Writer {
             )));
         }
         temp.as_file().sync_all().map_err(Error::at("sync", temp.path()))?;
+        crash_point::reach("payload.written");
         payloads.publish(
             temp,
             PayloadRef {

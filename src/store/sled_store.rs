@@ -30,6 +30,7 @@ pub use builder::Builder;
 use super::codec::{self, DecodeError};
 use super::directory::Directory;
 use super::{Commit, Error, HISTORY, Head, HistoryProof, Page, Seq, Store};
+use crate::crash_point;
 use barrier::Barrier;
 use copy::Copies;
 use disk::Disk;
@@ -247,7 +248,9 @@ impl SledStore {
         // From here on an early return poisons the store: what it holds in memory may be more than what is on disk.
         let pending = self.barrier.begin(deleted)?;
         writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
+        crash_point::reach("store.begun");
         self.disk.commit(writes)?;
+        crash_point::reach("store.synced");
         writer.position = position;
         pending.durable(position.head());
         writer.high_water.record(Mark::of(&position));

@@ -5,6 +5,7 @@
 
 use super::directory;
 use super::table::{Admission, Attempt, Table};
+use crate::crash_point;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::job_types::{Registry, TaskRunner};
 use crate::machine::ids::{TaskKey, WorkerId};
@@ -84,6 +85,7 @@ impl Tasks {
         } else {
             tracing::info!(task = %attempt.key, attempt = attempt.number, end = ?outcome.end, reason = outcome.reason, "task ended");
         }
+        crash_point::reach("worker.task.ended");
         self.ended(&attempt, outcome);
         drop(guard);
     }
@@ -177,6 +179,7 @@ impl Tasks {
 /// Said once for each attempt that is really run: `tests/crash/federation` counts these lines as a witness of its own.
 fn started(attempt: &Attempt) {
     tracing::debug!(task = %attempt.key, attempt = attempt.number, "task started");
+    crash_point::reach("worker.task.started");
 }
 
 /// Wait for a slot; the outcome when the task is to end before it has one.

@@ -9,6 +9,7 @@ mod contract;
 mod index;
 pub mod invariant;
 mod leases;
+mod names;
 pub mod placement;
 #[cfg(test)]
 mod property;
@@ -98,6 +99,8 @@ pub fn tasks_of(job: &JobId) -> Vec<u8> {
 }
 
 impl Machine for Cluster {
+    const ROLE: &'static str = "cluster";
+
     type Command = Command;
     type Event = Event;
     type Effect = Effect;

@@ -11,6 +11,7 @@ mod apply;
 pub mod draw;
 pub mod invariant;
 mod messages;
+mod names;
 mod parties;
 mod proposals;
 #[cfg(test)]
@@ -137,6 +138,8 @@ impl Coordinator {
 }
 
 impl Machine for Coordinator {
+    const ROLE: &'static str = "coordinator";
+
     type Command = Command;
     type Event = Event;
     type Effect = Effect;

@@ -6,6 +6,7 @@ mod apply;
 pub mod invariant;
 mod jobs;
 mod messages;
+mod names;
 mod proposals;
 pub mod records;
 pub mod rule;
@@ -113,6 +114,8 @@ fn first_task(job: &JobId) -> TaskKey {
 }
 
 impl Machine for Master {
+    const ROLE: &'static str = "master";
+
     type Command = Command;
     type Event = Event;
     type Effect = Effect;

@@ -5,6 +5,7 @@
 
 use super::super::Error;
 use super::super::directory::{exists, list, sync_dir};
+use crate::crash_point;
 use crate::machine::content::PayloadRef;
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -60,7 +61,9 @@ impl Files {
         self.make_fan_out(fan_out)?;
         // Replaces a file of this name that nobody vouches for.
         temp.persist(&path).map_err(|e| Error::at("rename to", &path)(e.error))?;
-        sync_dir(fan_out)
+        sync_dir(fan_out)?;
+        crash_point::reach("payload.named");
+        Ok(())
     }
 
     fn make_fan_out(&self, fan_out: &Path) -> Result<(), Error> {

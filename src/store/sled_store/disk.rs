@@ -16,6 +16,7 @@
 //!   never asked again and never dropped; the process is expected to end.
 
 use super::super::Error;
+use crate::crash_point;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};
@@ -127,6 +128,7 @@ impl Disk {
         self.guard("commit to", || {
             self.db().apply_batch(batch)?;
             self.db().flush()?;
+            crash_point::reach("store.applied");
             self.log.sync_data()?;
             Ok(())
         })
