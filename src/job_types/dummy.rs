@@ -1,8 +1,10 @@
 //! The `dummy` job type: tasks that only wait, inside the process that runs them. For trying out a federation and for measuring it.
 //!
 //! `job_config`: `worker_num` (0 to 256; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
-//! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false).
+//! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false), `endpoints` (0 to 64, default
+//! 0; leased as for any job, and not used).
 
+use super::program_toml::ENDPOINTS_MAX;
 use super::schema::{integer, small};
 use super::{BadJob, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, pack, task, unpack};
 use crate::machine::outcome::{End, Outcome};
@@ -28,7 +30,8 @@ pub(super) fn schema() -> Value {
             "worker_num": {"type": "integer", "minimum": 0, "maximum": WORKERS_MAX},
             "proposal_wait_time": {"type": "integer", "minimum": 1, "maximum": WAIT_MAX_S},
             "sleep_ms": {"type": "integer", "minimum": 0, "maximum": SLEEP_MAX_MS},
-            "fail": {"type": "boolean"}
+            "fail": {"type": "boolean"},
+            "endpoints": {"type": "integer", "minimum": 0, "maximum": ENDPOINTS_MAX}
         },
         "required": ["worker_num"],
         "additionalProperties": false,
@@ -41,7 +44,7 @@ pub(super) fn schema() -> Value {
 pub(super) fn plan(config: &Value) -> Result<Plan, BadJob> {
     let workers = small(config, "worker_num", 0);
     Ok(Plan {
-        endpoints: 0,
+        endpoints: u16::try_from(small(config, "endpoints", 0)).unwrap_or(u16::MAX),
         workers,
         wait_s: if workers == 0 { 0 } else { small(config, "proposal_wait_time", 1) },
     })

@@ -80,11 +80,11 @@ fn plans_say_what_a_job_needs() {
             wait_s: 0
         }
     );
-    let two = json!({"worker_num": 2, "proposal_wait_time": 7, "sleep_ms": 5, "fail": true});
+    let two = json!({"worker_num": 2, "proposal_wait_time": 7, "sleep_ms": 5, "fail": true, "endpoints": 3});
     assert_eq!(
         plan("dummy", two),
         Plan {
-            endpoints: 0,
+            endpoints: 3,
             workers: 2,
             wait_s: 7
         }
