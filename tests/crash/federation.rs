@@ -7,9 +7,9 @@
 //! ```
 
 mod kills;
-mod load;
-mod oracle;
-mod remains;
+pub mod load;
+pub mod oracle;
+pub mod remains;
 
 use crate::support::{DEADLINE, Federation, Role};
 use futures_util::future::join_all;
@@ -65,7 +65,7 @@ async fn answered_jobs_end(federation: &Federation, ledger: &Ledger) {
 
 /// Cut the power and look; as long as something is still on its way (a job of an unanswered submission, a task of another party's job), let
 /// it go on.
-async fn settle(federation: &mut Federation, ledger: &Ledger) -> Remains {
+pub async fn settle(federation: &mut Federation, ledger: &Ledger) -> Remains {
     let deadline = Instant::now() + 2 * DEADLINE;
     loop {
         join_all(federation.roles().into_iter().map(Role::kill)).await;
@@ -81,7 +81,7 @@ async fn settle(federation: &mut Federation, ledger: &Ledger) -> Remains {
 }
 
 /// How often each attempt was begun, as the workers' logs tell.
-fn started(federation: &Federation) -> HashMap<(String, u32), u32> {
+pub fn started(federation: &Federation) -> HashMap<(String, u32), u32> {
     let mut counts = HashMap::new();
     for party in &federation.parties {
         let log = party.worker.log();

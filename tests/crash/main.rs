@@ -2,6 +2,7 @@
 
 mod damage;
 mod federation;
+mod points;
 mod power;
 mod store_kill;
 #[path = "../support/mod.rs"]

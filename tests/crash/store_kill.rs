@@ -1,5 +1,6 @@
 //! Kill a committing process again and again: the store must hold exactly the batches 1 to k, with confirmed <= k <= begun.
 
+use crate::support::beginning;
 use fedbroker::store::directory::Directory;
 use fedbroker::store::sled_store::SledStore;
 use fedbroker::store::{Commit, Store};
@@ -71,6 +72,7 @@ fn child_that_commits() {
 /// Run the child, kill it at a random moment; gives the last batch it confirmed and the last it began.
 fn run_and_kill(dir: &Path, confirmed: u64) -> (u64, u64) {
     let mut random = rand::rng();
+    let alone = beginning();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["store_kill::child_that_commits", "--exact", "--ignored", "--nocapture"])
         .env(CHILD_DIR, dir)
@@ -78,6 +80,7 @@ fn run_and_kill(dir: &Path, confirmed: u64) -> (u64, u64) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    drop(alone);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
     let mut last = (confirmed, confirmed);
     let mut note = |line: &str| match line.split_once(' ') {
@@ -131,6 +134,7 @@ fn a_killed_store_holds_what_it_confirmed_and_nothing_half() {
     };
     for round in 0..ROUNDS {
         let (confirmed, begun) = run_and_kill(dir.path(), model.k);
+        let _alone = beginning();
         let store = open(dir.path());
         let k = batch_of(&store);
         assert!(

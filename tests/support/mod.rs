@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -15,6 +16,15 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_fedbroker");
+
+/// Held while a process is begun, and while a data directory is open in this process: a child has copies of all descriptors until it is another
+/// program, that of a directory's lock too.
+pub static BEGINNING: Mutex<()> = Mutex::new(());
+
+/// Take [`BEGINNING`], whatever became of its last holder.
+pub fn beginning() -> MutexGuard<'static, ()> {
+    BEGINNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The first of so many neighbouring ports that nobody has now. A role must come back where it was after a crash, so port 0 does not do; ports
 /// are taken below the range from which the system gives outgoing connections theirs, or one of those could sit on it meanwhile.
@@ -34,6 +44,8 @@ pub struct Role {
     args: Vec<String>,
     log: PathBuf,
     running: Option<(Child, ChildStdin)>,
+    /// The crash point at which its next processes die, `<name>` or `<name>:<n>`; debug builds only.
+    pub dies_at: Option<String>,
     /// From the ready line of the first start.
     pub address: String,
 }
@@ -47,6 +59,7 @@ impl Role {
             args,
             log: logs.join(format!("{name}.log")),
             running: None,
+            dies_at: None,
             address: String::new(),
         }
     }
@@ -92,9 +105,11 @@ impl Role {
 
     fn spawn(&self, stdout: Stdio) -> (Child, ChildStdin) {
         let stderr = File::options().create(true).append(true).open(&self.log).unwrap();
+        let _alone = beginning();
         let mut child = Command::new(BINARY)
             .args(&self.args)
             .arg("--stop-on-stdin-end")
+            .envs(self.dies_at.as_ref().map(|point| ("FEDBROKER_CRASH_POINT", point)))
             .env("FEDBROKER_LOG", "info,fedbroker=debug")
             .stdin(Stdio::piped())
             .stdout(stdout)

@@ -32,8 +32,12 @@ pub struct Submission {
     pub fail: bool,
     /// Submitted when nothing was killed any more.
     pub quiet: bool,
-    sleep_ms: u32,
-    window_s: u32,
+    /// How long its tasks take.
+    pub sleep_ms: u32,
+    /// Length of its proposal's window.
+    pub window_s: u32,
+    /// Endpoints it asks for.
+    pub endpoints: u16,
     /// The job's id; `None` when no answer came, so that it may be there or not.
     pub answer: Option<String>,
 }
@@ -42,6 +46,9 @@ impl Submission {
     /// Its `job_config`.
     pub fn config(&self) -> Value {
         let mut config = json!({ "worker_num": self.workers, "sleep_ms": self.sleep_ms, "fail": self.fail });
+        if self.endpoints > 0 {
+            config["endpoints"] = json!(self.endpoints);
+        }
         if self.workers > 0 {
             config["proposal_wait_time"] = json!(self.window_s);
         }
@@ -60,6 +67,7 @@ impl Submission {
                 random.random_range(1..600)
             },
             window_s: WINDOW_S,
+            endpoints: 0,
             answer: None,
         }
     }
@@ -75,7 +83,7 @@ pub fn text(number: usize) -> String {
 pub type Ledger = Arc<Mutex<Vec<Submission>>>;
 
 /// Enter a submission, send it, and note the answer if there is one.
-async fn submit(client: &Client, ledger: &Ledger, submission: Submission) {
+pub async fn submit(client: &Client, ledger: &Ledger, submission: Submission) {
     let number = {
         let mut ledger = ledger.lock().unwrap();
         ledger.push(submission.clone());
@@ -159,6 +167,7 @@ pub async fn workers_work(federation: &Federation, ledger: &Ledger) {
                 quiet: false,
                 sleep_ms: 0,
                 window_s: 0,
+                endpoints: 0,
                 answer: None,
             };
             submit(&client, ledger, probe).await;
@@ -183,6 +192,7 @@ pub async fn quiet(federation: &Federation, ledger: &Ledger) {
                 quiet: true,
                 sleep_ms: 50,
                 window_s: QUIET_WINDOW_S,
+                endpoints: 0,
                 answer: None,
             };
             calls.spawn(async move { submit(&client, &ledger, submission).await });

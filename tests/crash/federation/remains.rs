@@ -1,7 +1,7 @@
 //! What is left on disk when every process is gone: records and events of each durable role, read with the library.
 
 use super::load::{Ledger, Submission};
-use crate::support::Federation;
+use crate::support::{Federation, beginning};
 use fedbroker::engine::reader::Reader;
 use fedbroker::machine::cluster::records::Task as ClusterTask;
 use fedbroker::machine::cluster::{self, Cluster};
@@ -31,7 +31,9 @@ pub struct History<M: Machine> {
 }
 
 impl<M: Machine> History<M> {
-    fn read(dir: &Path, role: &str) -> Self {
+    /// Read a data directory that no process has open.
+    pub fn read(dir: &Path, role: &str) -> Self {
+        let _alone = beginning();
         let directory = Directory::open(dir, role, [0; 16]).unwrap();
         let payloads = Payloads::open(&directory.payload_dir(), 1 << 30).unwrap();
         let store = Arc::new(SledStore::open(&directory).unwrap());
