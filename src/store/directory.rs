@@ -19,6 +19,7 @@
 mod format;
 
 use super::Error;
+use super::space::free_at;
 use crate::migrations;
 use format::{BadFormat, Format};
 use std::fs::{self, File, TryLockError};
@@ -226,8 +227,7 @@ impl Directory {
 
     /// Bytes an unprivileged process may still write on this file system.
     pub fn free_space(&self) -> Result<u64, Error> {
-        let stat = rustix::fs::statvfs(&self.path).map_err(|e| Error::at("ask for free space at", &self.path)(e.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_at(&self.path)
     }
 
     /// [`Error::Io`] that is [`full`](Error::is_full) unless `needed` bytes are free.

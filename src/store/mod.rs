@@ -9,6 +9,7 @@ pub mod directory;
 pub mod payload;
 pub mod sim_store;
 pub mod sled_store;
+pub mod space;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,8 +113,12 @@ pub trait Store: Send + Sync + 'static {
     /// Append the events and apply the changes, all or nothing.
     ///
     /// Once this returned `Ok`, the commit survives a power cut. Once it returned an error other than [`Error::Conflict`],
-    /// [`Error::Fenced`] and [`Error::TooLarge`] (which leave everything as it was), whether it survives is unknown: the store is
-    /// poisoned, every later call fails with [`Error::Poisoned`], and only a restart of the process finds out.
+    /// [`Error::Fenced`] and [`Error::TooLarge`] (which leave everything as it was), whether it survives is unknown, and only a restart of
+    /// the process finds out. The store stays as it is until then:
+    ///
+    /// - After an error that is [`full`](Error::is_full) it is read only: later commits fail with such an error too, and reads go on answering
+    ///   as of the last commit that returned `Ok`. Nothing of the failed one shows, though a restart may find it.
+    /// - After any other it is poisoned: every later call fails with [`Error::Poisoned`].
     fn commit(&self, commit: &Commit) -> Result<Head, Error>;
 
     /// The value of a record, durable at the time of return: a value whose barrier is still out is waited for.
@@ -167,7 +172,7 @@ pub enum Error {
         what: String,
     },
     /// Bytes on disk are not what was written.
-    #[error("{file} is damaged: {what}")]
+    #[error("{file} is damaged: {what}; {}", mend(file))]
     Damaged {
         /// The file or directory.
         file: PathBuf,
@@ -217,8 +222,96 @@ impl Error {
         move |source| Error::Io { what, source }
     }
 
-    /// True when the disk is full: space, not the store, is what is missing.
+    /// True when the disk is full: space, not the store, is what is missing. A quota that is used up is the same to us.
     pub fn is_full(&self) -> bool {
-        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
+    /// The error once more, for a second one who is to be told.
+    pub(crate) fn again(&self) -> Error {
+        match self {
+            Error::Held { dir, holder } => Error::Held {
+                dir: dir.clone(),
+                holder: holder.clone(),
+            },
+            Error::NewerFormat { dir, found, known, needs } => Error::NewerFormat {
+                dir: dir.clone(),
+                found: *found,
+                known: *known,
+                needs: needs.clone(),
+            },
+            Error::WrongDirectory { dir, what } => Error::WrongDirectory {
+                dir: dir.clone(),
+                what: what.clone(),
+            },
+            Error::Damaged { file, what } => Error::Damaged {
+                file: file.clone(),
+                what: what.clone(),
+            },
+            Error::TooLarge(what) => Error::TooLarge(what.clone()),
+            Error::Conflict { expected, actual } => Error::Conflict {
+                expected: *expected,
+                actual: *actual,
+            },
+            Error::Fenced { given, actual } => Error::Fenced {
+                given: *given,
+                actual: *actual,
+            },
+            Error::Poisoned => Error::Poisoned,
+            Error::Io { what, source } => Error::Io {
+                what: what.clone(),
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            Error::Engine(what) => Error::Engine(what.clone()),
+        }
+    }
+}
+
+/// What to do about a damaged file: the commands, with the data directory it belongs to.
+fn mend(file: &Path) -> String {
+    let own = |part: &&Path| {
+        ["LOCK", "FORMAT", "store", "high-water", "payloads"]
+            .iter()
+            .any(|name| part.ends_with(name))
+    };
+    let of_log = |dir: &&Path| dir.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"log-"));
+    let dir = file.ancestors().find(own).and_then(Path::parent);
+    let dir = dir.and_then(|dir| if of_log(&dir) { dir.parent() } else { Some(dir) });
+    let dir = dir.filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.map_or_else(|| "<data-dir>".to_owned(), |dir| dir.display().to_string());
+    format!("see what is affected with `fedbroker store check --data-dir {dir}`, then go back to a backup with `fedbroker store restore`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_names_the_commands_that_follow() {
+        for (file, dir) in [
+            ("/x/store/data/store/db", "/x/store/data"),
+            ("/x/data/log-3/store/db", "/x/data"),
+            ("/data/payloads/ab/abcd", "/data"),
+            ("/data/FORMAT", "/data"),
+            ("store", "<data-dir>"),
+        ] {
+            let (file, what) = (file.into(), "torn".to_owned());
+            let text = Error::Damaged { file, what }.to_string();
+            assert!(
+                text.contains(&format!(
+                    " is damaged: torn; see what is affected with `fedbroker store check --data-dir {dir}`"
+                )),
+                "{text}"
+            );
+            assert!(text.contains("fedbroker store restore"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_known_by_its_cause() {
+        let io = |kind: io::ErrorKind| Error::at("write", Path::new("/x"))(kind.into());
+        assert!(io(io::ErrorKind::StorageFull).is_full() && io(io::ErrorKind::QuotaExceeded).again().is_full());
+        assert!(!io(io::ErrorKind::PermissionDenied).is_full() && !Error::Poisoned.is_full());
     }
 }

@@ -16,6 +16,7 @@ mod files;
 
 use super::Error;
 use crate::crash_point;
+use super::space::Space;
 use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
 use files::Files;
 use std::collections::{HashMap, HashSet};
@@ -36,6 +37,7 @@ pub struct Payloads {
 
 struct Shared {
     files: Files,
+    space: Arc<Space>,
     max: u64,
     table: Mutex<Table>,
     changed: Condvar,
@@ -79,8 +81,15 @@ pub struct Seeded {
 impl Payloads {
     /// Use the existing directory `dir`, which nobody else writes to; `max` is the longest payload taken, bytes.
     pub fn open(dir: &Path, max: u64) -> Result<Payloads, Error> {
+        Self::open_within(dir, max, Space::of(dir))
+    }
+
+    /// [`Payloads::open`] with the space that others of the data directory ask as well. What would leave too little of it is refused before
+    /// it is written, with an error that is [`full`](Error::is_full); so is what the disk does not take. Both leave nothing behind.
+    pub fn open_within(dir: &Path, max: u64, space: Arc<Space>) -> Result<Payloads, Error> {
         let shared = Shared {
             files: Files::open(dir)?,
+            space,
             max,
             table: Mutex::default(),
             changed: Condvar::new(),
@@ -369,6 +378,7 @@ impl Writer {
                 self.len
             )));
         }
+        self.payloads.shared.space.admit(piece.len() as u64)?;
         self.hasher.update(piece);
         self.temp.write_all(piece).map_err(Error::at("write", self.temp.path()))
     }

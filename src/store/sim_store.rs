@@ -72,6 +72,7 @@ struct Pending {
 #[derive(Clone, Copy)]
 enum Order {
     Fail(Fate),
+    Full(Fate),
     Hold,
 }
 
@@ -84,6 +85,11 @@ impl SimDisk {
     /// The next commit fails at its barrier; what is found after the next open is given by `fate`.
     pub fn fail_next_barrier(&self, fate: Fate) {
         self.lock().order = Some(Order::Fail(fate));
+    }
+
+    /// The next commit finds the disk full at its barrier; what is found after the next open is given by `fate`.
+    pub fn fill_at_next_barrier(&self, fate: Fate) {
+        self.lock().order = Some(Order::Full(fate));
     }
 
     /// The next commit stays at its barrier until [`SimDisk::release`], [`SimDisk::lose`] or [`SimDisk::keep`].
@@ -162,7 +168,7 @@ impl SimDisk {
         disk.durable.head.batch += 1;
         let handle = Handle {
             head: disk.durable.head,
-            poisoned: false,
+            stopped: Stopped::No,
         };
         Ok(SimStore {
             disk: self.clone(),
@@ -218,7 +224,15 @@ pub struct SimStore {
 
 struct Handle {
     head: Head,
-    poisoned: bool,
+    stopped: Stopped,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    No,
+    /// Read only.
+    Full,
+    Failed,
 }
 
 impl SimStore {
@@ -230,7 +244,7 @@ impl SimStore {
     fn live(&self) -> Result<MutexGuard<'_, Disk>, Error> {
         // Looked at under the disk's lock, like it is set, so that no reader goes to wait after the last notice.
         let disk = self.disk.lock();
-        if self.handle().poisoned || disk.life != self.life {
+        if self.handle().stopped == Stopped::Failed || disk.life != self.life {
             Err(Error::Poisoned)
         } else {
             Ok(disk)
@@ -240,15 +254,16 @@ impl SimStore {
     /// The disk once no commit whose barrier is out touches what the caller reads.
     fn settled(&self, touches: impl Fn(&Disk, &Commit) -> bool) -> Result<MutexGuard<'_, Disk>, Error> {
         let mut disk = self.live()?;
-        while disk.pending.as_ref().is_some_and(|pending| touches(&disk, &pending.commit)) {
+        // The commit that found the disk full is at no barrier: it is as if it had never been.
+        while self.handle().stopped == Stopped::No && disk.pending.as_ref().is_some_and(|pending| touches(&disk, &pending.commit)) {
             drop(self.disk.shared.changed.wait(disk).expect("see lock"));
             disk = self.live()?;
         }
         Ok(disk)
     }
 
-    fn poison(&self, disk: MutexGuard<'_, Disk>, error: Error) -> Error {
-        self.handle().poisoned = true;
+    fn stop(&self, disk: MutexGuard<'_, Disk>, error: Error) -> Error {
+        self.handle().stopped = if error.is_full() { Stopped::Full } else { Stopped::Failed };
         drop(disk);
         self.disk.shared.changed.notify_all();
         error
@@ -289,8 +304,8 @@ impl Store for SimStore {
             });
         }
         commit.check_size()?;
-        if disk.full {
-            return Err(self.poison(disk, full()));
+        if disk.full || self.handle().stopped == Stopped::Full {
+            return Err(self.stop(disk, full()));
         }
         let head = match disk.order.take() {
             None => {
@@ -303,13 +318,20 @@ impl Store for SimStore {
                     fate,
                 });
                 let source = io::Error::other("the barrier failed on order");
-                return Err(self.poison(
+                return Err(self.stop(
                     disk,
                     Error::Io {
                         what: "cannot commit to the simulated disk".to_owned(),
                         source,
                     },
                 ));
+            }
+            Some(Order::Full(fate)) => {
+                disk.pending = Some(Pending {
+                    commit: commit.clone(),
+                    fate,
+                });
+                return Err(self.stop(disk, full()));
             }
             Some(Order::Hold) => {
                 disk.pending = Some(Pending {

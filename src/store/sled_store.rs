@@ -2,7 +2,8 @@
 //!
 //! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, `open`
 //! makes or opens a store and proves it whole with `verify`, `builder` and `migrate` make whole logs, `copy` reads one while it is
-//! written, `barrier` keeps readers behind what is durable, `high_water` notices a store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
+//! written, `barrier` keeps readers behind what is durable, `before` what a full disk let fail out of their sight, `high_water` notices a
+//! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
 //!
 //! ```text
@@ -16,6 +17,7 @@
 //! old shows: among the live ones when the store is opened, in the history at latest when its proof has come by.
 
 mod barrier;
+mod before;
 mod builder;
 mod copy;
 mod disk;
@@ -31,13 +33,15 @@ use super::codec::{self, DecodeError};
 use super::directory::Directory;
 use super::{Commit, Error, HISTORY, Head, HistoryProof, Page, Seq, Store};
 use crate::crash_point;
-use barrier::Barrier;
+use barrier::{Barrier, View};
+use before::Before;
 use copy::Copies;
-use disk::Disk;
+use disk::{Disk, Each};
 use high_water::{HighWater, Mark};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -128,6 +132,7 @@ struct Writer {
 struct Plan {
     position: Position,
     writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    before: Before,
 }
 
 impl SledStore {
@@ -184,6 +189,7 @@ impl SledStore {
         let mut plan = Plan {
             position: writer.position,
             writes: Vec::new(),
+            before: Before::default(),
         };
         plan.position.epoch += 1;
         plan.position.batch += 1;
@@ -202,6 +208,7 @@ impl SledStore {
             batch: writer.position.batch + 1,
             ..writer.position
         };
+        let mut before_it = Before::default();
         let mut writes = Vec::with_capacity(commit.events.len() + commit.changes.len() + 1);
         for event in &commit.events {
             let key = event_key(position.next_seq);
@@ -209,6 +216,7 @@ impl SledStore {
             position.history.add(&key, &sealed);
             writer.check.changed(&self.disk, &key, None, Some(&sealed))?;
             position.next_seq += 1;
+            before_it.keep(&key, None);
             writes.push((key, Some(sealed)));
         }
         // Keyed, so that a key given twice is counted once.
@@ -227,15 +235,24 @@ impl SledStore {
             }
             writer.check.changed(&self.disk, &key, old.as_deref(), sealed.as_deref())?;
             if old.is_some() || sealed.is_some() {
+                before_it.keep(&key, old.as_deref());
                 writes.push((key, sealed));
             }
         }
-        Ok(Plan { position, writes })
+        Ok(Plan {
+            position,
+            writes,
+            before: before_it,
+        })
     }
 
     /// The one way anything gets on disk: batch, barrier, and only then the watermark that lets readers see it.
     fn write(&self, writer: &mut Writer, plan: Plan) -> Result<Head, Error> {
-        let Plan { position, mut writes } = plan;
+        let Plan {
+            position,
+            mut writes,
+            before,
+        } = plan;
         let deleted = writes
             .iter()
             .filter(|(_, value)| value.is_none())
@@ -249,7 +266,12 @@ impl SledStore {
         let pending = self.barrier.begin(deleted)?;
         writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
         crash_point::reach("store.begun");
-        self.disk.commit(writes)?;
+        if let Err(error) = self.disk.commit(writes) {
+            if error.is_full() {
+                pending.full(before);
+            }
+            return Err(error);
+        }
         crash_point::reach("store.synced");
         writer.position = position;
         pending.durable(position.head());
@@ -257,13 +279,49 @@ impl SledStore {
         Ok(position.head())
     }
 
-    /// Damage found while serving stops the store like a failed commit: nothing may be confirmed on top of it.
+    /// Damage found while serving stops the store like a failed commit: nothing may be confirmed on top of it. A full disk does not: what
+    /// was durable can still be read.
     fn or_poison<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &result {
             tracing::error!(%error, "the store stops");
-            self.barrier.poison();
+            if !error.is_full() {
+                self.barrier.poison();
+            }
         }
         result
+    }
+
+    /// A failed read. After a full disk nothing is concluded from it: the engine's memory is not what it should be.
+    fn or_poison_live<T>(&self, view: &View, result: Result<T, Error>) -> Result<T, Error> {
+        match (view, result) {
+            (View::Live, result) => self.or_poison(result),
+            (View::Before(_), Err(error)) => {
+                tracing::error!(%error, "not readable while the disk is full");
+                Err(Error::Io {
+                    what: format!("not readable since the disk is full, until a restart: {error}"),
+                    source: io::ErrorKind::StorageFull.into(),
+                })
+            }
+            (View::Before(_), read) => read,
+        }
+    }
+
+    /// Read until what was read is durable.
+    fn read<T>(&self, mut read: impl FnMut(&View) -> Result<(u64, T), Error>, missed: impl Fn(&[u8], &T) -> bool) -> Result<T, Error> {
+        loop {
+            let view = self.barrier.view()?;
+            let (batch, value) = self.or_poison_live(&view, read(&view))?;
+            if matches!(view, View::Before(_)) || self.barrier.wait(batch, |key| missed(key, &value))? {
+                return Ok(value);
+            }
+        }
+    }
+
+    fn range(&self, view: &View, from: Bound<&[u8]>, each: &mut Each<'_>) -> Result<(), Error> {
+        match view {
+            View::Live => self.disk.range(from, each),
+            View::Before(before) => before.range(&self.disk, from, each),
+        }
     }
 }
 
@@ -294,49 +352,52 @@ impl Store for SledStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.barrier.check()?;
         let key = record_key(key);
-        let read = || match self.disk.get(&key)? {
-            None => Ok((0, None)),
-            Some(sealed) => {
-                let (batch, body) = codec::unseal(&key, &sealed).map_err(|e| damaged(&self.disk, &key, &e))?;
-                Ok((batch, Some(body.to_vec())))
-            }
+        let open = |sealed: &[u8]| {
+            let (batch, body) = codec::unseal(&key, sealed).map_err(|e| damaged(&self.disk, &key, &e))?;
+            Ok((batch, Some(body.to_vec())))
         };
-        let (batch, value) = self.or_poison(read())?;
-        let gone = value.is_none();
-        self.barrier.wait(batch, |deleted| gone && deleted == key)?;
-        Ok(value)
+        let read = |view: &View| {
+            if let View::Before(before) = view
+                && let Some(old) = before.get(&key)
+            {
+                return old.map_or(Ok((0, None)), open);
+            }
+            self.disk.get(&key)?.map_or(Ok((0, None)), |sealed| open(&sealed))
+        };
+        self.read(read, |deleted, value| value.is_none() && deleted == key)
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
-        self.barrier.check()?;
         let prefix = record_key(prefix);
         let after = after.map(record_key).filter(|after| *after >= prefix);
         let from = after.as_deref().map_or(Bound::Included(&prefix[..]), Bound::Excluded);
-        let mut page = Page::new();
-        let newest = self.or_poison(self.read_range(from, limit, |key, body| {
-            let ours = key.starts_with(&prefix);
-            if ours {
-                page.push((key[1..].to_vec(), body.to_vec()));
-            }
-            ours
-        }))?;
+        let read = |view: &View| {
+            let mut page = Page::new();
+            let newest = self.read_range(view, from, limit, |key, body| {
+                let ours = key.starts_with(&prefix);
+                if ours {
+                    page.push((key[1..].to_vec(), body.to_vec()));
+                }
+                ours
+            })?;
+            Ok((newest, page))
+        };
         let in_range = |key: &[u8]| key.starts_with(&prefix) && after.as_deref().is_none_or(|after| key > after);
-        self.barrier.wait(newest, in_range)?;
-        Ok(page)
+        self.read(read, |deleted, _| in_range(deleted))
     }
 
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
-        self.barrier.check()?;
-        let mut events = Vec::new();
-        let newest = self.or_poison(self.read_range(Bound::Included(&event_key(from)), limit, |key, body| {
-            let seq = event_seq(key);
-            events.extend(seq.map(|seq| (seq, body.to_vec())));
-            seq.is_some()
-        }))?;
-        self.barrier.wait(newest, |_| false)?;
-        Ok(events)
+        let read = |view: &View| {
+            let mut events = Vec::new();
+            let newest = self.read_range(view, Bound::Included(&event_key(from)), limit, |key, body| {
+                let seq = event_seq(key);
+                events.extend(seq.map(|seq| (seq, body.to_vec())));
+                seq.is_some()
+            })?;
+            Ok((newest, events))
+        };
+        self.read(read, |_, _| false)
     }
 
     fn history(&self) -> HistoryProof {
@@ -363,12 +424,12 @@ impl Store for SledStore {
 
 impl SledStore {
     /// Hand at most `limit` values to `take` until it says no; gives the newest batch among those it took.
-    fn read_range(&self, from: Bound<&[u8]>, limit: usize, mut take: impl FnMut(&[u8], &[u8]) -> bool) -> Result<u64, Error> {
+    fn read_range(&self, view: &View, from: Bound<&[u8]>, limit: usize, mut take: impl FnMut(&[u8], &[u8]) -> bool) -> Result<u64, Error> {
         let (mut newest, mut left) = (0, limit);
         if limit == 0 {
             return Ok(newest);
         }
-        self.disk.range(from, &mut |key, sealed| {
+        self.range(view, from, &mut |key, sealed| {
             let (batch, body) = codec::unseal(key, sealed).map_err(|e| damaged(&self.disk, key, &e))?;
             if !take(key, body) {
                 return Ok(ControlFlow::Break(()));
@@ -474,7 +535,7 @@ mod tests {
                 Err(error) => break error.to_string(),
             }
         };
-        assert!(found.ends_with("event 700 should come here"), "{found}");
+        assert!(found.contains("event 700 should come here"), "{found}");
         assert!(matches!(commit(&store), Err(Error::Poisoned)));
     }
 }

@@ -3,6 +3,7 @@
 use fedbroker::machine::content::PayloadRef;
 use fedbroker::store::Error;
 use fedbroker::store::payload::{Payloads, Pinned, Seeded};
+use fedbroker::store::space::{FULL, Space};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -175,4 +176,18 @@ fn many_threads_with_the_same_content_share_one_file() {
     }
     payloads.settle(&[], &[]);
     assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = Space::asking(dir.path(), || Ok(FULL + 1000));
+    let payloads = Payloads::open_within(dir.path(), MAX, space).unwrap();
+    let kept = payloads.put(&[1; 1000]).unwrap();
+    assert!(payloads.put(&[2; 1001]).unwrap_err().is_full());
+    let mut writer = payloads.writer().unwrap();
+    writer.write(&[3; 1000]).unwrap();
+    assert!(writer.write(&[3; 1001]).unwrap_err().is_full());
+    drop(writer);
+    assert_eq!(files(dir.path()), [file(dir.path(), &kept)]);
 }

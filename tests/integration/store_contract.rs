@@ -376,10 +376,34 @@ fn sim_a_full_disk_is_told_apart() {
     let store = disk.open().unwrap();
     disk.set_full(true);
     assert!(store.commit(&commit(store.head(), &["one"], &[])).unwrap_err().is_full());
-    assert!(matches!(store.events(1, 9), Err(Error::Poisoned)));
     assert!(disk.open().err().unwrap().is_full());
     disk.set_full(false);
+    assert!(
+        store.commit(&commit(store.head(), &["one"], &[])).unwrap_err().is_full(),
+        "only a restart may write again"
+    );
     assert_eq!(disk.open().unwrap().head().next_seq, 1);
+}
+
+/// `src/store/sled_store.rs` has the same test for the store on disk, `tests/crash/full.rs` one with a disk that is really full.
+#[test]
+fn sim_a_full_disk_leaves_what_was_durable_readable() {
+    for (fate, found) in [(Fate::Lost, "1"), (Fate::Kept, "2")] {
+        let disk = SimDisk::new();
+        let store = disk.open().unwrap();
+        let head = store
+            .commit(&commit(store.head(), &["one"], &[("a", Some("1")), ("b", Some("1"))]))
+            .unwrap();
+        disk.fill_at_next_barrier(fate);
+        let failed = commit(head, &["two"], &[("a", Some("2")), ("b", None), ("c", Some("2"))]);
+        assert!(store.commit(&failed).unwrap_err().is_full());
+        assert_eq!(store.head(), head);
+        assert_eq!(store.get(b"a").unwrap(), Some(bytes("1")));
+        assert_eq!(keys(&store, "", None, 9), ["a", "b"]);
+        assert_eq!(store.events(1, 9).unwrap(), [(1, bytes("one"))]);
+        assert!(store.commit(&failed).unwrap_err().is_full());
+        assert_eq!(disk.open().unwrap().get(b"a").unwrap(), Some(bytes(found)), "a restart finds out");
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! The line between what is durable and what is only in the engine's memory.
 //!
 //! Called by `SledStore`: the committer moves the line, readers wait at it. A batch is visible in the engine before its barrier, so a
-//! reader may meet a value of it, or miss a key it deleted; it must never be answered before the line has passed that batch.
+//! reader may meet a value of it, or miss a key it deleted; it must never be answered before the line has passed that batch. When a
+//! full disk stops the line, readers are given what stood there [`Before`] the batch that cannot pass.
 
 use super::super::{Error, Head};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use super::before::Before;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 pub(super) struct Barrier {
     state: Mutex<State>,
@@ -16,7 +19,24 @@ struct State {
     head: Head,
     /// Keys that the commit under way deletes: their absence is not durable yet.
     deleting: Vec<Vec<u8>>,
-    poisoned: bool,
+    stopped: Stopped,
+}
+
+/// Whether the line still moves.
+enum Stopped {
+    No,
+    /// The disk was full: what the last commit overwrote is in here, and nothing is written any more.
+    Full(Arc<Before>),
+    /// Nothing is known any more.
+    Failed,
+}
+
+/// What a reader may look at.
+pub(super) enum View {
+    /// What the engine shows, once it is durable: ask [`Barrier::wait`] before answering.
+    Live,
+    /// What the engine shows, but this where it has something; durable.
+    Before(Arc<Before>),
 }
 
 /// A commit under way. Dropped without [`Pending::durable`], it poisons the store, so that no reader waits for ever.
@@ -32,7 +52,7 @@ impl Barrier {
             state: Mutex::new(State {
                 head,
                 deleting: Vec::new(),
-                poisoned: false,
+                stopped: Stopped::No,
             }),
             moved: Condvar::new(),
         }
@@ -42,16 +62,24 @@ impl Barrier {
         self.lock().head
     }
 
+    /// What may be read now.
+    pub(super) fn view(&self) -> Result<View, Error> {
+        match &self.lock().stopped {
+            Stopped::No => Ok(View::Live),
+            Stopped::Full(before) => Ok(View::Before(Arc::clone(before))),
+            Stopped::Failed => Err(Error::Poisoned),
+        }
+    }
+
+    /// Whether there may be a commit.
     pub(super) fn check(&self) -> Result<(), Error> {
-        if self.lock().poisoned { Err(Error::Poisoned) } else { Ok(()) }
+        self.lock().check()
     }
 
     /// Announce a commit before the engine is told of it.
     pub(super) fn begin(&self, deleting: Vec<Vec<u8>>) -> Result<Pending<'_>, Error> {
         let mut state = self.lock();
-        if state.poisoned {
-            return Err(Error::Poisoned);
-        }
+        state.check()?;
         state.deleting = deleting;
         Ok(Pending {
             barrier: self,
@@ -60,25 +88,43 @@ impl Barrier {
     }
 
     pub(super) fn poison(&self) {
-        self.lock().poisoned = true;
+        self.lock().stopped = Stopped::Failed;
         self.moved.notify_all();
     }
 
-    /// Wait until `batch` is durable, and, if the commit under way deletes a key that `missed` names, until that one is.
-    pub(super) fn wait(&self, batch: u64, missed: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
+    /// Wait until `batch` is durable, and, if the commit under way deletes a key that `missed` names, until that one is. False when the line
+    /// has stopped meanwhile: take a new [`View`].
+    pub(super) fn wait(&self, batch: u64, missed: impl Fn(&[u8]) -> bool) -> Result<bool, Error> {
         let mut state = self.lock();
         let mut until = batch;
         if state.deleting.iter().any(|key| missed(key)) {
             until = until.max(state.head.batch + 1);
         }
-        while !state.poisoned && state.head.batch < until {
+        while matches!(state.stopped, Stopped::No) && state.head.batch < until {
             state = self.moved.wait(state).expect("see lock");
         }
-        if state.poisoned { Err(Error::Poisoned) } else { Ok(()) }
+        match state.stopped {
+            Stopped::No => Ok(true),
+            Stopped::Full(_) => Ok(false),
+            Stopped::Failed => Err(Error::Poisoned),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing under this lock panics")
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<(), Error> {
+        match self.stopped {
+            Stopped::No => Ok(()),
+            Stopped::Full(_) => Err(Error::Io {
+                what: "an earlier commit found the disk full; nothing is written until a restart".to_owned(),
+                source: io::ErrorKind::StorageFull.into(),
+            }),
+            Stopped::Failed => Err(Error::Poisoned),
+        }
     }
 }
 
@@ -88,6 +134,13 @@ impl Pending<'_> {
         let mut state = self.barrier.lock();
         state.head = head;
         state.deleting.clear();
+        self.done = true;
+        self.barrier.moved.notify_all();
+    }
+
+    /// The disk is full: let readers pass as if the commit had never been.
+    pub(super) fn full(mut self, before: Before) {
+        self.barrier.lock().stopped = Stopped::Full(Arc::new(before));
         self.done = true;
         self.barrier.moved.notify_all();
     }
@@ -121,7 +174,7 @@ mod tests {
         barrier: &'a Barrier,
         batch: u64,
         missed: &'static [u8],
-    ) -> thread::ScopedJoinHandle<'a, Result<(), Error>> {
+    ) -> thread::ScopedJoinHandle<'a, Result<bool, Error>> {
         let (begun, wait) = mpsc::channel();
         let handle = scope.spawn(move || {
             begun.send(()).unwrap();
@@ -134,16 +187,16 @@ mod tests {
     #[test]
     fn durable_values_pass_and_pending_ones_wait() {
         let barrier = Barrier::new(head(4));
-        barrier.wait(4, |_| true).unwrap();
+        assert!(barrier.wait(4, |_| true).unwrap());
         thread::scope(|scope| {
             let pending = barrier.begin(vec![b"gone".to_vec()]).unwrap();
-            barrier.wait(4, |key| key == b"other").unwrap();
+            assert!(barrier.wait(4, |key| key == b"other").unwrap());
             let value = reader(scope, &barrier, 5, b"");
             let absence = reader(scope, &barrier, 0, b"gone");
             assert!(!value.is_finished() && !absence.is_finished());
             pending.durable(head(5));
-            value.join().unwrap().unwrap();
-            absence.join().unwrap().unwrap();
+            assert!(value.join().unwrap().unwrap());
+            assert!(absence.join().unwrap().unwrap());
         });
         assert_eq!(barrier.head(), head(5));
     }
@@ -159,5 +212,23 @@ mod tests {
         });
         assert!(matches!(barrier.wait(1, |_| false), Err(Error::Poisoned)));
         assert!(matches!(barrier.begin(Vec::new()), Err(Error::Poisoned)));
+    }
+
+    #[test]
+    fn a_full_disk_sends_readers_to_look_again_and_takes_no_commit() {
+        let barrier = Barrier::new(head(4));
+        thread::scope(|scope| {
+            let pending = barrier.begin(Vec::new()).unwrap();
+            let value = reader(scope, &barrier, 5, b"");
+            pending.full(Before::default());
+            assert!(!value.join().unwrap().unwrap());
+        });
+        assert!(matches!(barrier.view(), Ok(View::Before(_))));
+        assert!(!barrier.wait(1, |_| false).unwrap());
+        assert!(barrier.check().unwrap_err().is_full());
+        assert!(barrier.begin(Vec::new()).is_err_and(|error| error.is_full()));
+        assert_eq!(barrier.head(), head(4));
+        barrier.poison();
+        assert!(matches!(barrier.view(), Err(Error::Poisoned)));
     }
 }

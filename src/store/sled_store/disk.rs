@@ -12,8 +12,9 @@
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
 //! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
 //!   `verify`. So the program must be built to unwind.
-//! - After any failure its memory may show what is not on disk, and its destructor panics on a failing disk. So a failed engine is
-//!   never asked again and never dropped; the process is expected to end.
+//! - After any failure its memory may show what is not on disk, every later write fails, and its destructor panics on a failing disk. So a
+//!   failed engine is never written to again and never dropped; the process is expected to end. Only after a full disk it is still
+//!   read, around what the failed batch touched (`before`).
 
 use super::super::Error;
 use crate::crash_point;
@@ -35,7 +36,7 @@ const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Sees one key and value of a range; says whether to go on.
-type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error> + 'a;
+pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error> + 'a;
 
 /// An open engine. Any error it gives is final.
 pub(super) struct Disk {
@@ -43,6 +44,9 @@ pub(super) struct Disk {
     log: File,
     path: PathBuf,
     failed: AtomicBool,
+    /// The next barrier finds the disk full, after the engine has taken the batch.
+    #[cfg(test)]
+    pub(super) full: AtomicBool,
 }
 
 impl Disk {
@@ -56,6 +60,8 @@ impl Disk {
             log,
             path,
             failed: AtomicBool::new(false),
+            #[cfg(test)]
+            full: AtomicBool::new(false),
         })
     }
 
@@ -129,6 +135,10 @@ impl Disk {
             self.db().apply_batch(batch)?;
             self.db().flush()?;
             crash_point::reach("store.applied");
+            #[cfg(test)]
+            if self.full.load(Ordering::Relaxed) {
+                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+            }
             self.log.sync_data()?;
             Ok(())
         })
