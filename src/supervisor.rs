@@ -73,6 +73,22 @@ impl Supervisor {
         });
     }
 
+    /// Run a future that watches [`Supervisor::stopped`] itself, and has at most the two seconds of [`Supervisor::run`] to end after that; a
+    /// panic in it is logged.
+    pub fn finish<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        let work = tokio::spawn(future);
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        self.tracker.spawn(async move {
+            if let Err(error) = work.await {
+                tracing::error!(task = name, %error, "task panicked");
+            }
+        });
+    }
+
     /// Run a blocking function on a thread of its own. Its end by itself means nothing; a panic stops the role.
     ///
     /// # Errors

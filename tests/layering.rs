@@ -77,6 +77,7 @@ const EDGES: &[(&str, &str, &str)] = &[
     ("cli", "cluster", "serves it"),
     ("cli", "worker", "serves it"),
     ("cli", "job_types", "the hidden subcommand that is the shim of a task"),
+    ("cli", "store", "what its failures mean as an exit code"),
     ("cli", "wire", "the delays between two tries"),
     ("cli", "crash_point", "arms the one that the environment names; debug builds only"),
     ("cli", "config", "the options of all roles"),
@@ -125,6 +126,8 @@ const WORDS: &[(&str, &[&str], &str)] = &[
         "randomness is an input of the machines; a delay between two tries is none, and layer 1 cannot ask the engine",
     ),
     ("axum", &["src/master/rest"], "one HTTP door"),
+    ("hyper", &["src/master/rest/server.rs"], "the connections of that door have limits"),
+    ("hyper_util", &["src/master/rest/server.rs"], "as above"),
     ("clap", &["src/config.rs", "src/cli"], "options are read once, at the top"),
     (
         "env::",

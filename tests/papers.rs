@@ -83,6 +83,7 @@ fn links_lead_somewhere() {
         "docs/fedvision.md",
         "docs/programs.md",
         "docs/configuration.md",
+        "docs/durability.md",
     ] {
         let text = read(page);
         for link in text

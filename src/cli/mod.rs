@@ -1,6 +1,7 @@
 //! The command line: one subcommand for each role, and what a user needs around them.
 
 mod client;
+mod exit;
 mod federation;
 mod installed;
 mod quickstart;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 /// Crash-safe party master for federated learning, and the durable job broker under it
 #[derive(Parser)]
-#[command(name = "fedbroker", version, about, max_term_width = 100)]
+#[command(name = "fedbroker", version, about, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -84,6 +85,6 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("fedbroker: {error:#}");
-        ExitCode::FAILURE
+        ExitCode::from(exit::code(&error))
     })
 }

@@ -26,7 +26,8 @@ pub(super) fn bad(field: &str, why: &str) -> Status {
 pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
     match refusal {
         Refusal::Rejected(rejection) => Status::failed_precondition(rejection.to_string()),
-        other => Status::unavailable(other.to_string()),
+        // A full disk too: masters take RESOURCE_EXHAUSTED for a refusal that stands, and wait out UNAVAILABLE.
+        other @ (Refusal::DiskFull | Refusal::Unknown | Refusal::Stopped) => Status::unavailable(other.to_string()),
     }
 }
 

@@ -115,7 +115,9 @@ pub(super) fn store_failed(error: &store::Error) -> Status {
 /// A command without a reply.
 pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
     let code = match &refusal {
-        Refusal::Unknown | Refusal::Stopped => Code::Unavailable,
+        // Not RESOURCE_EXHAUSTED for a full disk: that is the word of grpc for a message that will always be too large, and a proposer
+        // gives up on it. UNAVAILABLE is what a coordinator that is away gives, which every client waits out.
+        Refusal::DiskFull | Refusal::Unknown | Refusal::Stopped => Code::Unavailable,
         Refusal::Rejected(rejection) => match rejection {
             Rejection::Duplicate(_) | Rejection::OtherProposal(_) => Code::AlreadyExists,
             Rejection::LongJobId(_) | Rejection::TooManyTypes | Rejection::LongInstance => Code::InvalidArgument,

@@ -1,7 +1,8 @@
 //! The loop: take all that is ready, decide, commit once, then answer and act.
 //!
 //! Nothing leaves before the barrier: no reply, no refusal (it may rest on an event that is not durable yet), no effect. A failed commit is
-//! final: waiters learn that the outcome is unknown, and the process ends.
+//! final: waiters learn that the outcome is unknown, and the process ends; after a full disk only once there is space again, and until then
+//! what is durable can be read.
 
 use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
 use super::{EffectSink, Envelope, Parts, Refusal};
@@ -9,8 +10,12 @@ use crate::crash_point::{self, Moment};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Named, Out};
 use crate::store::payload::Pinned;
+use crate::store::space::{FULL, Level, SLACK};
 use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// No more commands are taken once a batch costs this much at worst: the largest single command (a proposal with all its tasks, half the limit;
@@ -24,10 +29,11 @@ const REFERENCE_COST: usize = 3 * 80 + 1024;
 /// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
 const COMMANDS_MAX: usize = 1024;
 
-type Answer<M> = (
-    oneshot::Sender<Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>>,
-    Result<<M as Machine>::Reply, <M as Machine>::Rejection>,
-);
+/// How often a loop that waits for space looks for some, and at who waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+type Outcome<M> = Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>;
+type Answer<M> = (oneshot::Sender<Outcome<M>>, Outcome<M>);
 
 /// What one turn of the loop has gathered.
 struct Turn<M: Machine> {
@@ -40,13 +46,16 @@ struct Turn<M: Machine> {
     answers: Vec<Answer<M>>,
     /// Names of the commands, for the crash points.
     commands: Vec<&'static str>,
+    /// No command that begins something is taken.
+    nothing_new: bool,
     /// Payload files of the commands, let go once the records count them or the commands are refused.
     pins: Vec<Pinned>,
 }
 
 impl<M: Machine> Turn<M> {
-    fn new() -> Self {
+    fn new(nothing_new: bool) -> Self {
         Self {
+            nothing_new,
             events: Vec::new(),
             event_cost: 0,
             changes: Changes::default(),
@@ -74,15 +83,17 @@ pub(super) fn hand_on<M: Machine>(sink: &mut EffectSink<M>, effect: M::Effect) {
 pub(super) struct Loop<M: Machine> {
     parts: Parts<M>,
     reader: Reader<M>,
+    read_only: Arc<AtomicBool>,
     sink: EffectSink<M>,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
 }
 
 impl<M: Machine> Loop<M> {
-    pub(super) fn new(parts: Parts<M>, sink: EffectSink<M>) -> Self {
-        let reader = Reader::new(parts.store.clone());
+    /// `read_only` is set before anybody learns of a commit that found the disk full.
+    pub(super) fn new(parts: Parts<M>, reader: Reader<M>, read_only: Arc<AtomicBool>, sink: EffectSink<M>) -> Self {
         Self {
+            read_only,
             parts,
             reader,
             sink,
@@ -90,10 +101,18 @@ impl<M: Machine> Loop<M> {
         }
     }
 
-    /// Until every handle is gone, or the store fails.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Envelope<M>>) -> Result<(), Error> {
+    /// Until every handle is gone, or the store fails. After a full disk it stays until there is space or the role has `stopped`.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) -> Result<(), Error> {
+        let failed = self.serve(&mut queue);
+        if failed.as_ref().is_err_and(Error::is_full) {
+            self.wait_for_space(&mut queue, stopped);
+        }
+        failed
+    }
+
+    fn serve(&mut self, queue: &mut mpsc::Receiver<Envelope<M>>) -> Result<(), Error> {
         while let Some(first) = queue.blocking_recv() {
-            let mut turn = Turn::new();
+            let mut turn = Turn::new(self.parts.space.look().level == Level::Full);
             self.take(first, &mut turn)?;
             while !turn.is_full() {
                 match queue.try_recv() {
@@ -104,6 +123,17 @@ impl<M: Machine> Loop<M> {
             self.finish(turn)?;
         }
         Ok(())
+    }
+
+    /// Refuse what comes. The machine is ahead of what is durable, so it is not asked any more.
+    fn wait_for_space(&self, queue: &mut mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) {
+        tracing::error!("a commit found the disk full: read only until there is space, then this process ends and a restart goes on");
+        while !stopped() && self.parts.space.look().free < FULL + SLACK {
+            std::thread::sleep(LOOK_EVERY);
+            while let Ok(envelope) = queue.try_recv() {
+                let _ = envelope.answer.send(Err(Refusal::DiskFull));
+            }
+        }
     }
 
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
@@ -120,6 +150,11 @@ impl<M: Machine> Loop<M> {
             }
             _ => None,
         };
+        if turn.nothing_new && recalled.is_none() && self.parts.machine.brings_work(&envelope.command) {
+            turn.answers.push((envelope.answer, Err(Refusal::DiskFull)));
+            turn.pins.extend(envelope.pins);
+            return Ok(());
+        }
         let now = self.parts.clock.now();
         let input = Input {
             now,
@@ -139,7 +174,7 @@ impl<M: Machine> Loop<M> {
         turn.changes.held.append(&mut out.changes.held);
         turn.changes.released.append(&mut out.changes.released);
         turn.effects.append(&mut out.effects);
-        turn.answers.push((envelope.answer, reply));
+        turn.answers.push((envelope.answer, reply.map_err(Refusal::Rejected)));
         turn.pins.extend(envelope.pins);
         Ok(())
     }
@@ -165,6 +200,7 @@ impl<M: Machine> Loop<M> {
                 changes: records,
             };
             if let Err(error) = self.parts.store.commit(&commit) {
+                self.read_only.store(error.is_full(), Ordering::Relaxed);
                 for (answer, _) in answers {
                     let _ = answer.send(Err(Refusal::Unknown));
                 }
@@ -184,7 +220,7 @@ impl<M: Machine> Loop<M> {
             crash_point::reach_moment(M::ROLE, name, Moment::Durable);
         }
         for (answer, reply) in answers {
-            let _ = answer.send(reply.map_err(Refusal::Rejected));
+            let _ = answer.send(reply);
         }
         for effect in effects {
             hand_on::<M>(&mut self.sink, effect);

@@ -14,12 +14,14 @@ pub mod recover;
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;
 use crate::store::payload::{Payloads, Pinned};
+use crate::store::space::Space;
 use crate::store::{Error as StoreError, Store};
 use crate::supervisor::Supervisor;
 use clock::Clock;
 use reader::Reader;
 use recover::RecoveryReport;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for the loop. More than one batch, so that the next one fills while a barrier runs; small enough that a
@@ -32,6 +34,9 @@ pub enum Refusal<R> {
     /// The rules do not allow it. Nothing has changed.
     #[error("{0}")]
     Rejected(R),
+    /// The disk is full, or so nearly that what is left is for finishing what was begun. The command was not taken.
+    #[error("the disk of the data directory is full: nothing new is taken until there is space")]
+    DiskFull,
     /// The store failed while it was written: whether it is recorded will be known after a restart.
     #[error("the store failed; whether this was recorded is known after a restart")]
     Unknown,
@@ -51,6 +56,19 @@ struct Envelope<M: Machine> {
 pub struct Handle<M: Machine> {
     queue: mpsc::Sender<Envelope<M>>,
     reader: Reader<M>,
+    space: Arc<Space>,
+    read_only: Arc<AtomicBool>,
+}
+
+/// Whether the role's log can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Yes.
+    Working,
+    /// A commit found the disk full. What was durable before can be read; the process ends once there is space.
+    ReadOnly,
+    /// The loop has ended, and the process is about to.
+    Ended,
 }
 
 impl<M: Machine> Clone for Handle<M> {
@@ -58,6 +76,8 @@ impl<M: Machine> Clone for Handle<M> {
         Self {
             queue: self.queue.clone(),
             reader: self.reader.clone(),
+            space: self.space.clone(),
+            read_only: self.read_only.clone(),
         }
     }
 }
@@ -89,6 +109,22 @@ impl<M: Machine> Handle<M> {
     pub fn reader(&self) -> &Reader<M> {
         &self.reader
     }
+
+    /// The room on the disk of the log.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
+    }
+
+    /// Whether commands can be taken.
+    pub fn condition(&self) -> Condition {
+        if self.queue.is_closed() {
+            Condition::Ended
+        } else if self.read_only.load(Ordering::Relaxed) {
+            Condition::ReadOnly
+        } else {
+            Condition::Working
+        }
+    }
 }
 
 /// What an engine is made of.
@@ -101,6 +137,8 @@ pub struct Parts<M: Machine> {
     pub payloads: Arc<Payloads>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
+    /// The room on the disk of both.
+    pub space: Arc<Space>,
 }
 
 /// Where effects go once they are justified. Called on the loop's thread: must not block.
@@ -127,6 +165,8 @@ impl<M: Machine> Engine<M> {
         let handle = Handle {
             queue: sender,
             reader: Reader::new(parts.store.clone()),
+            space: parts.space.clone(),
+            read_only: Arc::default(),
         };
         Ok(Self {
             parts,
@@ -154,15 +194,22 @@ impl<M: Machine> Engine<M> {
             unproved,
             ..
         } = self;
-        drop(handle);
+        let Handle { reader, read_only, .. } = handle;
+        reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
-        let fatal = supervisor.clone();
+        let role = supervisor.clone();
         supervisor.thread("engine", move || {
             for effect in parts.machine.resume(parts.clock.now()) {
                 commit::hand_on::<M>(&mut sink, effect);
             }
-            if let Err(error) = commit::Loop::new(parts, sink).run(queue) {
-                fatal.fatal(anyhow::Error::new(error).context("the store could not commit"));
+            let stopped = || role.is_stopped();
+            if let Err(error) = commit::Loop::new(parts, reader, read_only, sink).run(queue, &stopped) {
+                let why = if error.is_full() {
+                    "the disk was full; a restart goes on from what is durable"
+                } else {
+                    "the store could not commit"
+                };
+                role.fatal(anyhow::Error::new(error).context(why));
             }
         })
     }

@@ -9,6 +9,7 @@ use crate::store::Error;
 use crate::store::directory::Directory;
 use crate::store::payload::Payloads;
 use crate::store::sled_store::SledStore;
+use crate::store::space::Space;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,13 +36,16 @@ pub fn open<M: Machine>(dir: &Path, role: &'static str, owner: Option<&str>, mac
         directory.claim(owner)?;
     }
     let store = Arc::new(SledStore::open(&directory)?);
-    let payloads = Arc::new(Payloads::open(&directory.payload_dir(), payload_max)?);
+    let space = Space::of(directory.path());
+    let payloads = Arc::new(Payloads::open_within(&directory.payload_dir(), payload_max, space.clone())?);
     let engine = Engine::recover(Parts {
         machine,
         store,
         payloads: payloads.clone(),
         clock: Arc::new(SystemClock),
-    })?;
+        space,
+    })
+    .map_err(|error| error.within(directory.path()))?;
     let report = &engine.report;
     tracing::info!(
         role,

@@ -25,8 +25,9 @@ pub(super) fn start(
     let stop = supervisor.clone();
     supervisor.thread("proof of the history", move || {
         match prove(&*store, &payloads, &unproved, &stop) {
-            // A store that failed meanwhile says so itself.
+            // A store that failed meanwhile says so itself, and one on a full disk is read only until a restart.
             Ok(()) | Err(Error::Poisoned) => {}
+            Err(error) if error.is_full() => {}
             Err(error) => stop.fatal(error.into()),
         }
     })

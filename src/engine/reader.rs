@@ -2,8 +2,9 @@
 
 use crate::machine::Machine;
 use crate::store::{Error, HISTORY, HistoryProof, Seq, Store, codec};
+use crate::supervisor::Supervisor;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Records that must be in memory after a restart are stored under this byte.
 pub const LIVE: u8 = b'l';
@@ -31,6 +32,8 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(key: &[u8], bytes: &[u8]) -
 /// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
 pub struct Reader<M> {
     store: Arc<dyn Store>,
+    /// Ended by a store that fails while it is read.
+    role: Arc<OnceLock<Supervisor>>,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -38,6 +41,7 @@ impl<M> Clone for Reader<M> {
     fn clone(&self) -> Self {
         Self {
             store: self.store.clone(),
+            role: self.role.clone(),
             machine: PhantomData,
         }
     }
@@ -48,8 +52,25 @@ impl<M: Machine> Reader<M> {
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
+            role: Arc::default(),
             machine: PhantomData,
         }
+    }
+
+    /// Let a failure of the store met by a reader, which is final, end the role. Later calls are void.
+    pub(super) fn ends(&self, role: &Supervisor) {
+        let _ = self.role.set(role.clone());
+    }
+
+    /// See [`Reader::ends`]. After a full disk the loop ends the role in its time, and a poisoned store is in the hands of whom it failed.
+    fn final_for_role<T>(&self, read: Result<T, Error>) -> Result<T, Error> {
+        if let (Err(error), Some(role)) = (&read, self.role.get())
+            && !error.is_full()
+            && !matches!(error, Error::Poisoned)
+        {
+            role.fatal(anyhow::Error::new(error.again()).context("the store cannot be read"));
+        }
+        read
     }
 
     /// A record, live or ended. A record moves from live to ended; the few that come back (a worker that was lost) may be missed by one
@@ -58,6 +79,10 @@ impl<M: Machine> Reader<M> {
     /// # Errors
     /// The store cannot be read.
     pub fn get(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
+        self.final_for_role(self.look_up(key))
+    }
+
+    fn look_up(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
         let bytes = M::key_bytes(key);
         for kind in [LIVE, ENDED, LIVE] {
             let key = record_key(kind, &bytes);
@@ -78,7 +103,11 @@ impl<M: Machine> Reader<M> {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn scan(&self, prefix: &[u8], mut each: impl FnMut(M::Key, M::Record) -> bool) -> Result<(), Error> {
+    pub fn scan(&self, prefix: &[u8], each: impl FnMut(M::Key, M::Record) -> bool) -> Result<(), Error> {
+        self.final_for_role(self.walk(prefix, each))
+    }
+
+    fn walk(&self, prefix: &[u8], mut each: impl FnMut(M::Key, M::Record) -> bool) -> Result<(), Error> {
         for kind in [LIVE, ENDED] {
             let mut go_on = true;
             pages(&*self.store, &record_key(kind, prefix), |key, value| {
@@ -105,10 +134,9 @@ impl<M: Machine> Reader<M> {
     /// # Errors
     /// The store cannot be read.
     pub fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
-        let page = self.store.events(from, limit)?;
-        page.into_iter()
-            .map(|(seq, bytes)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event)))
-            .collect()
+        let page = self.store.events(from, limit);
+        let decoded = |(seq, bytes): (Seq, Vec<u8>)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event));
+        self.final_for_role(page.and_then(|page| page.into_iter().map(decoded).collect()))
     }
 }
 

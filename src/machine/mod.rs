@@ -136,6 +136,11 @@ pub trait Machine: Send + Sized + 'static {
     /// The ended record this command may depend on, if the answer is not in the live state.
     fn recall(&self, command: &Self::Command) -> Option<Self::Key>;
 
+    /// True for a command that begins something new: one that is refused while the disk is nearly full, so that there is room to finish what
+    /// was begun. A command that only asks again for what is live brings none; one that [`Machine::recall`]s an ended record counts as
+    /// such by itself.
+    fn brings_work(&self, command: &Self::Command) -> bool;
+
     /// Take a command: check it, then emit events and effects. Every change of state goes through [`Out::emit`].
     ///
     /// # Errors

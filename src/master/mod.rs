@@ -128,14 +128,17 @@ impl Shared {
         }
     }
 
-    /// A durable record. A store that cannot be read stops the role: what waits for the record would else wait for ever.
+    /// A durable record. A store that cannot be read is the end of the role ([`crate::engine::reader::Reader`] sees to it).
     pub async fn record(&self, key: Key) -> Option<Record> {
         let reader = self.handle.reader().clone();
-        let read = Supervisor::blocking(move || reader.get(&key)).await;
-        match read.and_then(|read| Ok(read?)) {
-            Ok(record) => record,
-            Err(error) => {
-                self.supervisor.fatal(error.context("the store cannot be read"));
+        match Supervisor::blocking(move || reader.get(&key)).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a record cannot be read");
+                None
+            }
+            Err(panicked) => {
+                self.supervisor.fatal(panicked);
                 None
             }
         }
@@ -193,8 +196,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         .engine
         .start(&supervisor, Box::new(move |effect| drop(effects.send(effect))))?;
 
-    let stopped = supervisor.stopped();
-    supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared), stopped));
+    supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared)));
     say(&format!("master ready on {address}"));
     supervisor.stopped().await;
     Ok(())

@@ -228,6 +228,17 @@ impl Error {
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
+    /// The error with the path of a damaged file, so far relative to its data directory, made whole.
+    pub(crate) fn within(self, dir: &Path) -> Error {
+        match self {
+            Error::Damaged { file, what } => Error::Damaged {
+                file: dir.join(file),
+                what,
+            },
+            other => other,
+        }
+    }
+
     /// The error once more, for a second one who is to be told.
     pub(crate) fn again(&self) -> Error {
         match self {

@@ -8,6 +8,7 @@ use fedbroker::machine::master::{Command, Master, Rules};
 use fedbroker::machine::plan::Plan;
 use fedbroker::store::payload::Payloads;
 use fedbroker::store::sim_store::SimDisk;
+use fedbroker::store::space::Space;
 use fedbroker::supervisor::Supervisor;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ fn engine(disk: &SimDisk, dir: &Path) -> (Engine<Master>, Arc<Payloads>) {
         store: Arc::new(disk.open().unwrap()),
         payloads: payloads.clone(),
         clock: Arc::new(SystemClock),
+        space: Space::unlimited(),
     };
     (Engine::recover(parts).unwrap(), payloads)
 }

@@ -120,18 +120,25 @@ async fn the_second_process_on_a_data_directory_is_told_who_has_it() {
     ];
     for (what, data, args) in roles {
         let data = dir.join(data);
-        let output = command(args).arg("--data-dir").arg(&data).output();
-        let output = tokio::time::timeout(Duration::from_secs(30), output).await.unwrap().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{what}");
-        let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.lines().last().unwrap_or_default();
         let holder = match what {
-            "master" => federation.parties[0].master.pid(),
-            "coordinator" => federation.coordinator.pid(),
-            _ => federation.parties[0].manager.pid(),
+            "master" => &federation.parties[0].master,
+            "coordinator" => &federation.coordinator,
+            _ => &federation.parties[0].manager,
         };
-        assert!(last.contains(&data.display().to_string()), "{what}: {text}");
-        assert!(last.contains(&format!("process {} (", holder.unwrap())), "{what}: {text}");
+        // One that stands still has not gone: nobody may take its place before it has ended.
+        for stopped in [false, true] {
+            if stopped {
+                holder.signal(Signal::STOP);
+            }
+            let output = command(args).arg("--data-dir").arg(&data).output();
+            let output = tokio::time::timeout(Duration::from_secs(30), output).await.unwrap().unwrap();
+            assert_eq!(output.status.code(), Some(75), "{what}");
+            let text = String::from_utf8_lossy(&output.stderr);
+            let last = text.lines().last().unwrap_or_default();
+            assert!(last.contains(&data.display().to_string()), "{what}: {text}");
+            assert!(last.contains(&format!("process {} (", holder.pid().unwrap())), "{what}: {text}");
+        }
+        holder.signal(Signal::CONT);
     }
     for role in federation.roles() {
         assert!(role.runs(), "{} is not disturbed", role.name);

@@ -8,6 +8,7 @@ use fedbroker::machine::Machine;
 use fedbroker::machine::ids::Timestamp;
 use fedbroker::store::payload::Payloads;
 use fedbroker::store::sim_store::SimDisk;
+use fedbroker::store::space::Space;
 use fedbroker::store::{Error as StoreError, codec};
 use fedbroker::supervisor::Supervisor;
 use std::future::Future;
@@ -133,6 +134,7 @@ impl<W: World> Process<W> {
             store: Arc::new(disk.open()?),
             payloads: payloads.clone(),
             clock: Arc::new(gate.clone()),
+            space: Space::unlimited(),
         })?;
         Ok(Starting {
             engine,

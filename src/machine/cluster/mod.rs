@@ -118,6 +118,16 @@ impl Machine for Cluster {
         }
     }
 
+    fn brings_work(&self, command: &Command) -> bool {
+        match command {
+            Command::Submit(submission) => !self.tasks.contains_key(&submission.key),
+            Command::Attach(attach) => !self.workers.contains_key(&attach.worker),
+            Command::AcquireLease { job: Some(job), .. } => !self.leases.contains_key(&LeaseId::Job(job.clone())),
+            Command::AcquireLease { job: None, .. } => true,
+            _ => false,
+        }
+    }
+
     fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let now = input.now;
         let reply = match command {

@@ -156,6 +156,14 @@ impl Machine for Coordinator {
         }
     }
 
+    fn brings_work(&self, command: &Command) -> bool {
+        match command {
+            Command::Propose { job_id, .. } => !self.proposals.contains_key(job_id),
+            Command::Subscribe { party, .. } => !self.parties.contains_key(party),
+            _ => false,
+        }
+    }
+
     fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         match command {
             Command::Started => {

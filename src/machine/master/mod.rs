@@ -132,6 +132,14 @@ impl Machine for Master {
         }
     }
 
+    fn brings_work(&self, command: &Command) -> bool {
+        match command {
+            Command::Submit { .. } => true,
+            Command::Offered { proposal, .. } => !self.participations.contains_key(proposal),
+            _ => false,
+        }
+    }
+
     fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let ctx = (input, out);
         match command {

@@ -1,15 +1,17 @@
 //! `/submit` and `/query` as FedVision 0.1 has them; the content type of a request is not asked for.
 
-use super::{BODY_MAX, Door, READ_LIMIT, READ_MAX, python_json};
-use crate::engine::Refusal;
+use super::{BODY_MAX, Door, READ_LIMIT, READ_MAX, python_json, retry_after};
+use crate::engine::{Condition, Refusal};
 use crate::machine::ids::TypeName;
 use crate::machine::master::records::JobState;
 use crate::machine::master::{Command, Rejection, Reply};
+use crate::store::Error as StoreError;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// A submission that cannot be taken, with the words for its user.
 struct Bad(StatusCode, String);
@@ -28,11 +30,17 @@ fn unavailable(why: impl std::fmt::Display) -> Bad {
     Bad(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
 }
 
+fn full(why: impl std::fmt::Display) -> Bad {
+    Bad(StatusCode::INSUFFICIENT_STORAGE, why.to_string())
+}
+
 fn reply(status: StatusCode, body: &Value) -> Response {
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     let mut response = (status, [(header::CONTENT_TYPE, json)], python_json::text(body)).into_response();
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    if let Some(seconds) = retry_after(status) {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     }
     response
 }
@@ -46,7 +54,7 @@ pub(super) async fn submit(State(door): State<Door>, request: Request) -> Respon
 }
 
 async fn accept(door: &Door, request: Request) -> Result<String, Bad> {
-    let mut fields = object(request).await?;
+    let mut fields = object(request, door.limits.body).await?;
     let job_type = match fields.remove("job_type") {
         Some(Value::String(name)) => name,
         Some(_) => return Err(bad("job_type: must be a string")),
@@ -64,7 +72,11 @@ async fn accept(door: &Door, request: Request) -> Result<String, Bad> {
         .plan(&job_type, &config)
         .map_err(|error| bad(error.to_string()))?;
     let job_type = TypeName::parse(job_type).map_err(|error| bad(format!("job_{error}")))?;
-    let disk = |error: anyhow::Error| unavailable(format!("the job cannot be stored: {error:#}"));
+    let disk = |error: anyhow::Error| {
+        let no_room = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_full);
+        let why = format!("the job cannot be stored: {error:#}");
+        if no_room { full(why) } else { unavailable(why) }
+    };
     let (config, config_pin) = door.shared.keep(config.to_string().into_bytes()).await.map_err(disk)?;
     let (algorithm_config, pin) = match algorithm_config {
         None => (None, None),
@@ -88,13 +100,17 @@ async fn accept(door: &Door, request: Request) -> Result<String, Bad> {
         Ok(other) => Err(unavailable(format!("unexpected {other:?}"))),
         Err(Refusal::Rejected(why @ Rejection::Full)) => Err(unavailable(why)),
         Err(Refusal::Rejected(why)) => Err(bad(why.to_string())),
+        Err(refusal @ Refusal::DiskFull) => Err(full(refusal)),
+        Err(refusal @ Refusal::Unknown) if door.shared.handle.condition() == Condition::ReadOnly => {
+            Err(full(format!("the disk is full: {refusal}")))
+        }
         Err(refusal @ (Refusal::Unknown | Refusal::Stopped)) => Err(unavailable(refusal)),
     }
 }
 
 /// `POST /query`: `{"job_id"}` to `{"job_id", "status"}`, from durable state.
 pub(super) async fn query(State(door): State<Door>, request: Request) -> Response {
-    let mut fields = match object(request).await {
+    let mut fields = match object(request, door.limits.body).await {
         Ok(fields) => fields,
         Err(bad) => return bad.into_response(),
     };
@@ -125,8 +141,14 @@ fn status_text(state: &JobState) -> &'static str {
 }
 
 /// The JSON object a request brings.
-async fn object(request: Request) -> Result<serde_json::Map<String, Value>, Bad> {
-    let body = read(request).await?;
+async fn object(request: Request, limit: Duration) -> Result<serde_json::Map<String, Value>, Bad> {
+    let body = match tokio::time::timeout(limit, read(request)).await {
+        Ok(body) => body?,
+        Err(_) => {
+            let why = format!("the request body was not there within {limit:?}");
+            return Err(Bad(StatusCode::REQUEST_TIMEOUT, why));
+        }
+    };
     match serde_json::from_slice(&body) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(bad("the request body must be a JSON object")),
@@ -167,4 +189,24 @@ async fn read(request: Request) -> Result<Vec<u8>, Bad> {
         body.extend_from_slice(&piece);
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, Bytes};
+    use futures_util::stream;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_not_waited_for() {
+        let begun = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{\"job_type\": "))]);
+        let body = Body::from_stream(begun.chain(stream::pending()));
+        let Err(Bad(status, why)) = object(Request::new(body), Duration::from_millis(10)).await else {
+            panic!("taken")
+        };
+        assert_eq!(
+            (status, why.as_str()),
+            (StatusCode::REQUEST_TIMEOUT, "the request body was not there within 10ms")
+        );
+    }
 }

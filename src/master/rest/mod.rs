@@ -1,10 +1,12 @@
 //! The door of users: HTTP in, commands and durable reads out. Decides nothing.
 //!
 //! `legacy` is the service of FedVision 0.1 (`/submit`, `/query`), `v1` what it never had. Bad input is answered with 400 and its reason, never with
-//! a 500; a store that fails is a 503.
+//! a 500; a store that fails is a 503, a full disk a 507. `server` has the limits of connections.
 
+mod health;
 mod legacy;
 mod python_json;
+mod server;
 mod v1;
 
 use super::Shared;
@@ -13,8 +15,9 @@ use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Record};
 use crate::supervisor::Supervisor;
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::{get, post};
-use std::future::Future;
+use server::Limits;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -31,12 +34,14 @@ const READ_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Door {
     shared: Shared,
+    limits: Limits,
 }
 
 impl Door {
     /// A door to this master.
     pub(super) fn new(shared: Shared) -> Self {
-        Self { shared }
+        let limits = Limits::of_process();
+        Self { shared, limits }
     }
 
     async fn read(&self, key: Key) -> Result<Option<Record>, Unreadable> {
@@ -69,15 +74,27 @@ impl Door {
 /// The store cannot be read now.
 struct Unreadable(String);
 
+/// After how many seconds a request that was refused for now is worth another try; `None` for an answer that stands.
+fn retry_after(status: StatusCode) -> Option<&'static str> {
+    match status {
+        // A restart takes seconds.
+        StatusCode::SERVICE_UNAVAILABLE => Some("5"),
+        // Somebody has to make room.
+        StatusCode::INSUFFICIENT_STORAGE => Some("30"),
+        _ => None,
+    }
+}
+
 /// Serve until the role stops.
-pub(super) async fn serve(listener: TcpListener, door: Door, stopped: impl Future<Output = ()> + Send + 'static) {
+pub(super) async fn serve(listener: TcpListener, door: Door) {
+    let (limits, supervisor) = (door.limits, door.shared.supervisor.clone());
     let router = Router::new()
         .route("/submit", post(legacy::submit))
         .route("/query", post(legacy::query))
         .route("/api/v1/jobs/{id}", get(v1::job))
         .route("/api/v1/status", get(v1::status))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
         .with_state(door);
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
-        tracing::error!(%error, "the REST service ended");
-    }
+    server::run(listener, router, limits, supervisor).await;
 }

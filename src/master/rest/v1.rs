@@ -1,11 +1,13 @@
 //! What FedVision 0.1 never had: why a job is where it is, and what this master is doing. Durable state only.
 
-use super::Door;
+use super::{Door, health};
+use crate::engine::Condition;
 use crate::machine::ids::Timestamp;
 use crate::machine::master::records::{Job, JobState, Task, TaskState};
 use crate::machine::master::{Master, Record};
 use crate::machine::outcome::End;
 use crate::machine::{Machine, join_key};
+use crate::store::space::{FULL, LOW};
 use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -39,10 +41,17 @@ pub(super) async fn status(State(door): State<Door>) -> Response {
     let recovery = &door.shared.recovery;
     let records: serde_json::Map<String, Value> = recovery.records.iter().map(|(what, n)| ((*what).to_owned(), json!(n))).collect();
     let subscription = door.shared.subscription.get();
+    let room = health::room(&door).await;
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "party": door.shared.party.as_str(),
         "job_types": door.shared.registry.enabled().collect::<Vec<_>>(),
+        "store": match door.shared.handle.condition() {
+            Condition::Working => "working",
+            Condition::ReadOnly => "read only",
+            Condition::Ended => "ended",
+        },
+        "disk": { "free_bytes": room.free, "level": health::level_name(room.level), "low_below": LOW, "refused_below": FULL },
         "coordinator": { "subscribed": subscription.connected, "trouble": subscription.trouble },
         "recovery": {
             "epoch": recovery.epoch,

@@ -1,0 +1,111 @@
+//! `/livez` and `/readyz`: for whoever starts, restarts or chooses masters. Each check has a name and says why.
+//!
+//! Alive: a restart would not help. Ready: new jobs are taken. A coordinator that is away is told and fails nothing: jobs are taken and wait.
+
+use super::{Door, retry_after};
+use crate::engine::Condition;
+use crate::store::space::{FULL, Level, Room};
+use crate::supervisor::Supervisor;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// One thing that is looked at.
+struct Check {
+    name: &'static str,
+    /// Whether the answer depends on it.
+    required: bool,
+    /// What is wrong; `None` when nothing is.
+    trouble: Option<String>,
+}
+
+/// `GET /livez`
+pub(super) async fn live(State(door): State<Door>) -> Response {
+    answer("alive", vec![engine(door.shared.handle.condition())])
+}
+
+/// `GET /readyz`
+pub(super) async fn ready(State(door): State<Door>) -> Response {
+    let condition = door.shared.handle.condition();
+    let subscription = door.shared.subscription.get();
+    let not_subscribed = || subscription.trouble.clone().unwrap_or_else(|| "not subscribed yet".to_owned());
+    let coordinator = Check {
+        name: "coordinator",
+        required: false,
+        trouble: (!subscription.connected).then(not_subscribed),
+    };
+    answer(
+        "ready",
+        vec![engine(condition), store(condition), disk(room(&door).await), coordinator],
+    )
+}
+
+/// The space there is now.
+pub(super) async fn room(door: &Door) -> Room {
+    let space = door.shared.handle.space().clone();
+    let unknown = Room {
+        free: 0,
+        level: Level::Full,
+    };
+    Supervisor::blocking(move || space.look()).await.unwrap_or(unknown)
+}
+
+/// In answers.
+pub(super) fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Ample => "ample",
+        Level::Low => "low",
+        Level::Full => "full",
+    }
+}
+
+fn engine(condition: Condition) -> Check {
+    Check {
+        name: "engine",
+        required: true,
+        trouble: (condition == Condition::Ended).then(|| "the store has failed and the process is about to end; see its log".to_owned()),
+    }
+}
+
+fn store(condition: Condition) -> Check {
+    let why = "a commit found the disk full: read only; the process ends once there is space, and a restart goes on";
+    Check {
+        name: "store",
+        required: true,
+        trouble: (condition == Condition::ReadOnly).then(|| why.to_owned()),
+    }
+}
+
+fn disk(Room { free, level }: Room) -> Check {
+    let trouble = match level {
+        Level::Ample => None,
+        Level::Low => Some(format!("getting full: {free} bytes are free, below {FULL} nothing new is taken")),
+        Level::Full => Some(format!("full: {free} bytes are free, below {FULL} nothing new is taken")),
+    };
+    Check {
+        name: "disk",
+        required: level == Level::Full,
+        trouble,
+    }
+}
+
+fn answer(what: &str, checks: Vec<Check>) -> Response {
+    let good = checks.iter().all(|check| check.trouble.is_none() || !check.required);
+    let shown: serde_json::Map<String, Value> = checks
+        .into_iter()
+        .map(|check| {
+            let body = json!({ "ok": check.trouble.is_none(), "required": check.required, "reason": check.trouble });
+            (check.name.to_owned(), body)
+        })
+        .collect();
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut response = (status, Json(json!({ what: good, "checks": shown }))).into_response();
+    if let Some(seconds) = retry_after(status) {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    response
+}
