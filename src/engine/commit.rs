@@ -30,7 +30,7 @@ const REFERENCE_COST: usize = 3 * 80 + 1024;
 const COMMANDS_MAX: usize = 1024;
 
 /// How often a loop that waits for space looks for some, and at who waits for it.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 type Outcome<M> = Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>;
 type Answer<M> = (oneshot::Sender<Outcome<M>>, Outcome<M>);
@@ -128,7 +128,7 @@ impl<M: Machine> Loop<M> {
     /// Refuse what comes. The machine is ahead of what is durable, so it is not asked any more.
     fn wait_for_space(&self, queue: &mut mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) {
         tracing::error!("a commit found the disk full: read only until there is space, then this process ends and a restart goes on");
-        while !stopped() && self.parts.space.look().free < FULL + SLACK {
+        while !stopped() && self.parts.space.look_now().free < FULL + SLACK {
             std::thread::sleep(LOOK_EVERY);
             while let Ok(envelope) = queue.try_recv() {
                 let _ = envelope.answer.send(Err(Refusal::DiskFull));

@@ -53,6 +53,7 @@ impl Directory {
         refuse_foreign(&path)?;
         let lock = take_lock(&path, role)?;
         refuse_foreign(&path)?;
+        refuse_full(&path, FREE_FLOOR)?;
         let format_path = path.join("FORMAT");
         let created = !exists(&format_path)?;
         if created {
@@ -69,7 +70,6 @@ impl Directory {
             format: Arc::new(Mutex::new(format)),
             lock: Arc::new(lock),
         };
-        directory.refuse_full(FREE_FLOOR)?;
         for dir in [directory.payload_dir(), directory.work_dir()] {
             create_dir_durably(&dir)?;
         }
@@ -232,18 +232,7 @@ impl Directory {
 
     /// [`Error::Io`] that is [`full`](Error::is_full) unless `needed` bytes are free.
     pub(super) fn refuse_full(&self, needed: u64) -> Result<(), Error> {
-        let free = self.free_space()?;
-        if free >= needed {
-            return Ok(());
-        }
-        let what = format!(
-            "data directory {} has {free} bytes free, and {needed} are needed; make room and start again",
-            self.path.display()
-        );
-        Err(Error::Io {
-            what,
-            source: io::ErrorKind::StorageFull.into(),
-        })
+        refuse_full(&self.path, needed)
     }
 
     /// A hold on the lock for one who outlives this value.
@@ -353,6 +342,21 @@ fn refuse_foreign(path: &Path) -> Result<(), Error> {
     }
 }
 
+fn refuse_full(path: &Path, needed: u64) -> Result<(), Error> {
+    let free = free_at(path)?;
+    if free >= needed {
+        return Ok(());
+    }
+    let what = format!(
+        "data directory {} has {free} bytes free, and {needed} are needed; make room and start again",
+        path.display()
+    );
+    Err(Error::Io {
+        what,
+        source: io::ErrorKind::StorageFull.into(),
+    })
+}
+
 /// flock is tied to the open file, so it holds while this process is stopped and ends with it, however it ends.
 fn take_lock(dir: &Path, role: &str) -> Result<File, Error> {
     let path = dir.join("LOCK");
@@ -386,8 +390,11 @@ fn take_lock(dir: &Path, role: &str) -> Result<File, Error> {
         let started = jiff::Timestamp::try_from(file.metadata()?.modified()?).map_err(io::Error::other)?;
         writeln!(file, ", started {started:.0}")
     };
-    name_holder(&mut file).map_err(Error::at("write", &path))?;
-    Ok(file)
+    match name_holder(&mut file).map_err(Error::at("write", &path)) {
+        // It is held all the same; whoever comes second is told so without a name.
+        Err(error) if !error.is_full() => Err(error),
+        _ => Ok(file),
+    }
 }
 
 fn read_format(dir: &Path) -> Result<Format, Error> {

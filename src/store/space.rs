@@ -83,8 +83,17 @@ impl Space {
     /// The room there is, at most a tenth of a second old. Blocks for a question to the file system; one that does not answer leaves the last
     /// answer standing. A change of level is logged here, once.
     pub fn look(&self) -> Room {
+        self.asked_since(COUNTS)
+    }
+
+    /// The room there is at this moment.
+    pub fn look_now(&self) -> Room {
+        self.asked_since(Duration::ZERO)
+    }
+
+    fn asked_since(&self, counts: Duration) -> Room {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.at.is_some_and(|at| at.elapsed() < COUNTS) {
+        if seen.at.is_some_and(|at| at.elapsed() < counts) {
             return seen.room;
         }
         seen.at = Some(Instant::now());

@@ -12,6 +12,7 @@ mod quickstart;
 mod rest;
 mod restart;
 mod restart_others;
+mod space;
 mod store_contract;
 mod store_sled;
 #[path = "../support/mod.rs"]
