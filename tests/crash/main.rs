@@ -4,6 +4,7 @@ mod damage;
 mod federation;
 mod points;
 mod power;
+mod full;
 mod store_kill;
 #[path = "../support/mod.rs"]
 mod support;
