@@ -102,7 +102,7 @@ impl<M: Machine> Loop<M> {
     }
 
     /// Until every handle is gone, or the store fails. After a full disk it stays until there is space or the role has `stopped`.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) -> Result<(), Error> {
+    pub(super) fn run(&mut self, mut queue: mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) -> Result<(), Error> {
         let failed = self.serve(&mut queue);
         if failed.as_ref().is_err_and(Error::is_full) {
             self.wait_for_space(&mut queue, stopped);

@@ -203,7 +203,9 @@ impl<M: Machine> Engine<M> {
                 commit::hand_on::<M>(&mut sink, effect);
             }
             let stopped = || role.is_stopped();
-            if let Err(error) = commit::Loop::new(parts, reader, read_only, sink).run(queue, &stopped) {
+            // Lives until the role knows why: the end of its sink looks like a failure of the executors.
+            let mut engine = commit::Loop::new(parts, reader, read_only, sink);
+            if let Err(error) = engine.run(queue, &stopped) {
                 let why = if error.is_full() {
                     "the disk was full; a restart goes on from what is durable"
                 } else {

@@ -25,6 +25,7 @@ mod high_water;
 mod index;
 pub mod migrate;
 mod open;
+mod reserve;
 mod verify;
 
 pub use builder::Builder;
@@ -262,6 +263,11 @@ impl SledStore {
             HEAD_KEY.to_vec(),
             Some(codec::seal(HEAD_KEY, position.batch, &codec::encode(&position))),
         ));
+        self.disk.reserve().inspect_err(|error| {
+            if error.is_full() {
+                self.barrier.full(Before::default());
+            }
+        })?;
         // From here on an early return poisons the store: what it holds in memory may be more than what is on disk.
         let pending = self.barrier.begin(deleted)?;
         writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));

@@ -87,6 +87,12 @@ impl Barrier {
         })
     }
 
+    /// The disk is full: no commit may follow, and what the engine shows is durable but for what is in `before`.
+    pub(super) fn full(&self, before: Before) {
+        self.lock().stopped = Stopped::Full(Arc::new(before));
+        self.moved.notify_all();
+    }
+
     pub(super) fn poison(&self) {
         self.lock().stopped = Stopped::Failed;
         self.moved.notify_all();
@@ -140,9 +146,8 @@ impl Pending<'_> {
 
     /// The disk is full: let readers pass as if the commit had never been.
     pub(super) fn full(mut self, before: Before) {
-        self.barrier.lock().stopped = Stopped::Full(Arc::new(before));
         self.done = true;
-        self.barrier.moved.notify_all();
+        self.barrier.full(before);
     }
 }
 

@@ -10,26 +10,31 @@
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
+//!   ones, and has the file system sync their names in order.
+//! - After a write that found the disk full it fails every later one, and reads too: a read may split a page, which is a write. So the space
+//!   for a commit is reserved before the engine is asked (`reserve`).
 //! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
 //!   `verify`. So the program must be built to unwind.
 //! - After any failure its memory may show what is not on disk, every later write fails, and its destructor panics on a failing disk. So a
-//!   failed engine is never written to again and never dropped; the process is expected to end. Only after a full disk it is still
-//!   read, around what the failed batch touched (`before`).
+//!   failed engine is never written to again and never dropped; the process is expected to end. Only when the disk was full in spite of
+//!   the reserve it is still read, as far as it can, around what the failed batch touched (`before`).
 
 use super::super::Error;
 use crate::crash_point;
+use super::reserve::Reserve;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes of pages kept in memory; the page table comes on top (some 25 bytes for each value).
 const CACHE: u64 = 64 * 1024 * 1024;
 /// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
-const SEGMENT: usize = 8 * 1024 * 1024;
+pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
 const _: () = assert!(super::super::COST_MAX < SEGMENT);
 /// After a close in this process the engine's lock can stay for some milliseconds.
 const LOCK_TRIES: u32 = 100;
@@ -44,9 +49,19 @@ pub(super) struct Disk {
     log: File,
     path: PathBuf,
     failed: AtomicBool,
-    /// The next barrier finds the disk full, after the engine has taken the batch.
+    reserve: Mutex<Reserve>,
     #[cfg(test)]
-    pub(super) full: AtomicBool,
+    pub(super) fault: Mutex<Option<Fault>>,
+}
+
+/// A disk that is full on order.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing can be reserved.
+    AtReserve,
+    /// The file system says at the barrier that it has no room, after the engine has taken the batch.
+    AtBarrier,
 }
 
 impl Disk {
@@ -54,14 +69,15 @@ impl Disk {
     pub(super) fn open(dir: &Path) -> Result<Disk, Error> {
         let path = dir.join("db");
         let db = open_locked(dir, &path)?;
-        let log = File::open(&path).map_err(Error::at("open", &path))?;
+        let log = File::options().write(true).open(&path).map_err(Error::at("open", &path))?;
         Ok(Disk {
             db: Some(db),
             log,
             path,
             failed: AtomicBool::new(false),
+            reserve: Mutex::default(),
             #[cfg(test)]
-            full: AtomicBool::new(false),
+            fault: Mutex::default(),
         })
     }
 
@@ -122,6 +138,19 @@ impl Disk {
         failure
     }
 
+    /// See to it that the next commit finds room; an error leaves the engine as it was.
+    pub(super) fn reserve(&self) -> Result<(), Error> {
+        #[cfg(test)]
+        if *self.fault.lock().unwrap() == Some(Fault::AtReserve) {
+            return Err(Error::at("reserve space for", &self.path)(io::ErrorKind::StorageFull.into()));
+        }
+        self.lock_reserve().ensure(&self.log, &self.path)
+    }
+
+    pub(super) fn lock_reserve(&self) -> MutexGuard<'_, Reserve> {
+        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Write all or nothing, and return when it survives a power cut.
     pub(super) fn commit(&self, writes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), Error> {
         let mut batch = sled::Batch::default();
@@ -136,8 +165,8 @@ impl Disk {
             self.db().flush()?;
             crash_point::reach("store.applied");
             #[cfg(test)]
-            if self.full.load(Ordering::Relaxed) {
-                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+            if *self.fault.lock().unwrap() == Some(Fault::AtBarrier) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
             self.log.sync_data()?;
             Ok(())
