@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 const MIB: u64 = 1024 * 1024;
 /// What a start needs, and below which nothing new is taken; `fedbroker::store::space`.
@@ -184,7 +185,7 @@ struct Users {
     acknowledged: Arc<Mutex<BTreeSet<String>>>,
     refusals: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    tasks: JoinSet<()>,
 }
 
 impl Users {
@@ -194,13 +195,13 @@ impl Users {
             acknowledged: Arc::default(),
             refusals: Arc::default(),
             stop: Arc::default(),
-            tasks: Vec::new(),
+            tasks: JoinSet::new(),
         };
         let client = Client::new(address);
         for user in 0..submitters {
             let (client, stop) = (client.clone(), users.stop.clone());
             let (acknowledged, refusals) = (users.acknowledged.clone(), users.refusals.clone());
-            users.tasks.push(tokio::spawn(async move {
+            users.tasks.spawn(async move {
                 for n in 0u64.. {
                     if stop.load(Ordering::Relaxed) {
                         return;
@@ -216,10 +217,10 @@ impl Users {
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
                 }
-            }));
+            });
         }
         let (stop, acknowledged) = (users.stop.clone(), users.acknowledged.clone());
-        users.tasks.push(tokio::spawn(async move {
+        users.tasks.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 let jobs: Vec<String> = acknowledged.lock().unwrap().iter().cloned().collect();
                 for id in jobs.iter().rev().take(20).chain(jobs.iter().take(5)) {
@@ -229,7 +230,7 @@ impl Users {
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        }));
+        });
         users
     }
 
@@ -242,22 +243,19 @@ impl Users {
     }
 
     /// Wait until something is so; panics of the users come through.
-    async fn until(&self, what: &str, mut fits: impl AsyncFnMut(&Self) -> bool) {
+    async fn until(&mut self, what: &str, mut fits: impl AsyncFnMut(&Self) -> bool) {
         let began = Instant::now();
         while !fits(self).await {
-            assert!(
-                !self.tasks.iter().any(tokio::task::JoinHandle::is_finished),
-                "a user had a wrong answer"
-            );
+            assert!(self.tasks.try_join_next().is_none(), "a user had a wrong answer");
             assert!(began.elapsed() < DEADLINE, "never came: {what}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    async fn end(self) -> BTreeSet<String> {
+    async fn end(mut self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            task.await.unwrap();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
         }
         std::mem::take(&mut *self.acknowledged.lock().unwrap())
     }
@@ -377,7 +375,7 @@ async fn commit_a_master_on_a_full_disk_answers_from_what_is_durable_and_loses_n
     let mut master = disk.master();
     master.start().await;
     let client = Client::new(&master.address);
-    let users = Users::start(&master.address, 8, 400);
+    let mut users = Users::start(&master.address, 8, 400);
     users.until("some jobs are under way", async |users| users.count() > 800).await;
     disk.resize(0);
     let refused = users.refused();
@@ -386,18 +384,16 @@ async fn commit_a_master_on_a_full_disk_answers_from_what_is_durable_and_loses_n
         .await;
     // What goes on is work that was begun: here each job that notes, again and again, why its cluster manager cannot be reached. It takes what was
     // reserved for it, and then a commit finds nothing.
-    let mut manager = None;
+    let mut manager = JoinSet::new();
     let mut changed = Instant::now();
     users
         .until("a commit has met the full disk", async |_| {
             if changed.elapsed() > Duration::from_secs(1) {
-                manager = match manager.take() {
-                    None => Some(tokio::spawn(hang_up(disk.manager.clone()))),
-                    Some(answering) => {
-                        answering.abort();
-                        None
-                    }
-                };
+                if manager.is_empty() {
+                    manager.spawn(hang_up(disk.manager.clone()));
+                } else {
+                    manager.shutdown().await;
+                }
                 changed = Instant::now();
             }
             readiness(&client).await.1["checks"]["store"]["ok"] == false
@@ -509,7 +505,7 @@ async fn payload_contents_that_find_no_room_are_refused_and_leave_nothing() {
     let client = Client::new(&master.address);
     let mut jobs = BTreeSet::new();
     // Up to the floor: the disk fills with the contents themselves.
-    let users = Users::start(&master.address, 4, 700_000);
+    let mut users = Users::start(&master.address, 4, 700_000);
     users.until("the disk is full", async |users| users.refused() > 20).await;
     jobs.extend(users.end().await);
     assert!(disk.free() >= FLOOR - 8 * MIB, "the floor was not kept: {} bytes free", disk.free());
@@ -527,7 +523,7 @@ async fn payload_contents_that_find_no_room_are_refused_and_leave_nothing() {
             master.start().await;
         }
         client.until("/readyz", |ready| ready["ready"] == true).await;
-        let users = Users::start(&master.address, 4, 700_000);
+        let mut users = Users::start(&master.address, 4, 700_000);
         users.until("some jobs are taken", async |users| users.count() > 5).await;
         disk.resize(0);
         users.until("the disk is full", async |users| users.refused() > 20).await;
