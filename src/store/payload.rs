@@ -15,8 +15,8 @@
 mod files;
 
 use super::Error;
-use crate::crash_point;
 use super::space::Space;
+use crate::crash_point;
 use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
 use files::Files;
 use std::collections::{HashMap, HashSet};

@@ -2,9 +2,9 @@
 
 mod damage;
 mod federation;
+mod full;
 mod points;
 mod power;
-mod full;
 mod store_kill;
 #[path = "../support/mod.rs"]
 mod support;

@@ -20,8 +20,8 @@
 //!   the reserve it is still read, as far as it can, around what the failed batch touched (`before`).
 
 use super::super::Error;
-use crate::crash_point;
 use super::reserve::Reserve;
+use crate::crash_point;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};

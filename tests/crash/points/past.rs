@@ -8,6 +8,7 @@ use fedbroker::machine::ids::Timestamp;
 use fedbroker::store::directory::Directory;
 use fedbroker::store::payload::Payloads;
 use fedbroker::store::sled_store::SledStore;
+use fedbroker::store::space::Space;
 use fedbroker::supervisor::Supervisor;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub async fn make<M: Machine>(dir: &Path, role: &'static str, machine: M, ago: D
             store: Arc::new(SledStore::open(&directory).unwrap()),
             payloads: Arc::new(Payloads::open(&directory.payload_dir(), 1 << 20).unwrap()),
             clock: Arc::new(Then(AtomicU64::new(then))),
+            space: Space::unlimited(),
         };
         let engine = Engine::recover(parts).unwrap();
         let handle = engine.handle();
