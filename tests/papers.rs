@@ -91,7 +91,19 @@ fn links_lead_somewhere() {
             .skip(1)
             .filter_map(|rest| rest.split_once(')').map(|(link, _)| link))
         {
-            let target = root.join(page).parent().unwrap().join(link);
+            // A place in a page is a heading of it: lower case, hyphens for spaces.
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let from = root.join(page);
+            let target = if file.is_empty() {
+                from.clone()
+            } else {
+                from.parent().unwrap().join(file)
+            };
+            let is_place = |line: &str| line.starts_with('#') && line.trim_matches(['#', ' ']).to_lowercase().replace(' ', "-") == place;
+            assert!(
+                place.is_empty() || fs::read_to_string(&target).unwrap().lines().any(is_place),
+                "{page} links to {link}, a heading that is not there"
+            );
             assert!(
                 link.starts_with("https://") || target.exists(),
                 "{page} links to {link}, which is not there"

@@ -142,7 +142,10 @@ async fn what_is_missing_at_a_party_fails_the_job_with_its_name() {
     let job = client.submit("dummy", &json!({ "worker_num": 5, "proposal_wait_time": 1 })).await;
     let ended = client.ended(&job).await;
     assert_eq!(ended["state"], "failed");
-    assert_eq!(ended["reason"], "1 parties are subscribed to job type dummy, 5 are needed");
+    assert_eq!(
+        ended["reason"],
+        "too few parties are subscribed to job type dummy: 1 of the 5 needed"
+    );
     let (_, answer) = client.post("/query", &json!({ "job_id": job })).await.unwrap();
     assert_eq!(answer["status"], "_JobStatus.FAILED");
 }

@@ -58,7 +58,10 @@ impl Door {
         if let Some(Record::Job(job)) = self.read(Key::Job(id)).await? {
             return Ok(Some(job));
         }
-        let proof = self.shared.handle.reader().history();
+        let reader = self.shared.handle.reader().clone();
+        // It waits for a commit under way.
+        let proof = Supervisor::blocking(move || reader.history()).await;
+        let proof = proof.map_err(|error| Unreadable(error.to_string()))?;
         if !proof.done {
             // It may be there and lost: only the whole proof can tell.
             let why = format!(
