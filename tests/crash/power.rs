@@ -6,6 +6,7 @@
 
 mod checker;
 mod model;
+mod old_format;
 mod replay;
 mod states;
 mod strace;
@@ -135,14 +136,49 @@ fn a_kept_state() {
         .unwrap();
 }
 
+/// Whether processes can be recorded here; where they must be, it is an error if not.
+fn can_record() -> bool {
+    let Err(why) = strace::usable() else { return true };
+    assert!(
+        std::env::var_os("FEDBROKER_REQUIRE_TOOLS").is_none(),
+        "strace cannot record here: {why}"
+    );
+    eprintln!("skipped, strace cannot record here: {why}");
+    false
+}
+
+#[test]
+fn a_power_cut_while_a_directory_is_brought_up_to_date_loses_nothing() {
+    if !can_record() {
+        return;
+    }
+    let points = env("FEDBROKER_POWER_POINTS").unwrap_or(POINTS) / 5;
+    let seed = env("FEDBROKER_POWER_SEED").unwrap_or_else(rand::random::<u32>);
+    println!("FEDBROKER_POWER_SEED={seed}, {points} points");
+    let mut random = StdRng::seed_from_u64(seed.into());
+    let workloads = [false, true].map(|bulk| Workload { seed: seed.into(), bulk });
+    let oracles = workloads.map(|workload| Oracle::new(workload, BATCHES_MAX));
+    let tally = checker::run(&oracles, |checker| {
+        let (tree, progress) = old_format::version_1(workloads[0], 30);
+        let trace = Trace::record(&tree, progress, workloads[0], &[(1, End::Close)]).unwrap();
+        cut(&trace, workloads[0], points, &mut random, checker);
+    });
+    println!(
+        "power while migrating: {} points, {} states, {} failures, seed {seed}",
+        tally.points,
+        tally.states,
+        tally.failures.len()
+    );
+    assert!(
+        tally.states > points && tally.failures.is_empty(),
+        "\n{}",
+        tally.failures.join("\n")
+    );
+}
+
 #[test]
 fn after_a_power_cut_the_store_holds_what_it_confirmed_and_nothing_half() {
-    if let Err(why) = strace::usable() {
-        assert!(
-            std::env::var_os("FEDBROKER_REQUIRE_TOOLS").is_none(),
-            "strace cannot record here: {why}"
-        );
-        eprintln!("skipped, strace cannot record here: {why}");
+    if !can_record() {
         return;
     }
     let points = env("FEDBROKER_POWER_POINTS").unwrap_or(POINTS);
