@@ -10,6 +10,7 @@ pub mod open;
 mod prove;
 pub mod reader;
 pub mod recover;
+pub mod replay;
 
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;

@@ -1,6 +1,6 @@
 //! The cluster manager's world: workers that come, go and report, and masters that submit.
 
-use crate::harness::{Contents, Holds, Standing, World, survives, twice_is_once};
+use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::cluster::records::{LeaseId, Ports, Profile, TaskState, WorkerState};
 use fedbroker::machine::cluster::{Attach, Cluster, Command, Effect, Key, Record, Reply, Rules, Submission, invariant};
 use fedbroker::machine::ids::{JobId, TaskKey, TypeName, WorkerId};
@@ -264,4 +264,9 @@ fn a_cluster_manager_survives() {
 #[test]
 fn a_cluster_manager_takes_everything_once() {
     twice_is_once::<ClusterWorld>(30);
+}
+
+#[test]
+fn a_cluster_manager_can_be_replayed() {
+    replays::<ClusterWorld>(25);
 }

@@ -1,6 +1,6 @@
 //! The coordinator's world: parties that come, accept, break off and leave, and masters that propose.
 
-use crate::harness::{Contents, Holds, Standing, World, survives, twice_is_once};
+use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::Machine;
 use fedbroker::machine::coordinator::{Command, Coordinator, Effect, Key, RELEASE_MAX, Record, Reply, Rules, State, invariant};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TypeName};
@@ -211,4 +211,9 @@ fn a_coordinator_survives() {
 #[test]
 fn a_coordinator_takes_everything_once() {
     twice_is_once::<CoordinatorWorld>(30);
+}
+
+#[test]
+fn a_coordinator_can_be_replayed() {
+    replays::<CoordinatorWorld>(25);
 }

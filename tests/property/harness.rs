@@ -6,6 +6,7 @@
 //! ([`twice_is_once`]); (f) a world that works brings everything to an end ([`History::come_to_rest`]).
 
 use crate::process::{Gate, Process, Waiting};
+use crate::replayed;
 use crate::shadow::Shadow;
 use fedbroker::engine::Refusal;
 use fedbroker::machine::Machine;
@@ -426,6 +427,19 @@ pub fn survives<W: World>(cases: u32) {
         let mut history = History::<W>::new();
         history.run(&bursts);
         history.come_to_rest();
+    });
+}
+
+/// `engine::replay` finds the log and the records of a history in agreement, and each record that was tampered with.
+pub fn replays<W: World>(cases: u32) {
+    check::<W>(cases, |bursts| {
+        let mut history = History::<W>::new();
+        history.run(&bursts);
+        history.crash();
+        replayed::agrees::<W>(&history.disk);
+        history.come_to_rest();
+        replayed::agrees::<W>(&history.disk);
+        replayed::finds::<W>(&history.disk);
     });
 }
 

@@ -8,4 +8,5 @@ mod coordinator;
 mod harness;
 mod master;
 mod process;
+mod replayed;
 mod shadow;

@@ -1,6 +1,6 @@
 //! The master's world: users who submit, a coordinator that announces, a cluster manager that runs.
 
-use crate::harness::{Contents, Holds, Standing, World, survives, twice_is_once};
+use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, TypeName};
 use fedbroker::machine::master::records::{Failure, Job, JobState, Lease, ParticipationState, TaskState};
 use fedbroker::machine::master::rule::ProposalAcceptRule;
@@ -241,4 +241,9 @@ fn a_master_survives() {
 #[test]
 fn a_master_takes_everything_once() {
     twice_is_once::<MasterWorld>(30);
+}
+
+#[test]
+fn a_master_can_be_replayed() {
+    replays::<MasterWorld>(25);
 }
