@@ -84,6 +84,7 @@ fn links_lead_somewhere() {
         "docs/programs.md",
         "docs/configuration.md",
         "docs/durability.md",
+        "docs/operations.md",
     ] {
         let text = read(page);
         for link in text

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// How long the next piece of a long answer may take: the master reads from its disk between two of them.
+const STREAM_LIMIT: Duration = Duration::from_secs(120);
+
 /// Talks to one master.
 #[derive(Clone)]
 pub(super) struct Client {
@@ -44,6 +47,33 @@ impl Client {
     /// GET.
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
         self.answer(self.http.get(self.url(path))).await
+    }
+
+    /// POST for an answer that comes as long as it comes; each piece of it within the limit.
+    ///
+    /// # Errors
+    /// The master cannot be reached, or says no.
+    pub(super) async fn stream(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(LIMIT)
+            .read_timeout(STREAM_LIMIT)
+            .no_proxy()
+            .build()
+            .context("cannot make an HTTP client")?;
+        let response = http
+            .post(self.url(path))
+            .send()
+            .await
+            .with_context(|| format!("cannot reach the master at {}", self.endpoint))?;
+        let status = response.status().as_u16();
+        if status < 400 {
+            return Ok(response);
+        }
+        let body = serde_json::from_str(&response.text().await.unwrap_or_default()).unwrap_or(Value::Null);
+        match (Answer { status, body }).good() {
+            Ok(_) => anyhow::bail!("the master at {} gave no answer", self.endpoint),
+            Err(error) => Err(error),
+        }
     }
 
     fn url(&self, path: &str) -> String {

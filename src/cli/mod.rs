@@ -7,6 +7,7 @@ mod installed;
 mod quickstart;
 mod serve;
 mod standalone;
+mod store;
 mod submit;
 
 use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
@@ -35,6 +36,8 @@ enum Command {
     Standalone(standalone::StandaloneOptions),
     /// Submit a job to a master
     Submit(submit::SubmitOptions),
+    /// Check, look into, back up, restore and migrate data directories
+    Store(store::StoreOptions),
     /// Run the master of a party
     Master(MasterOptions),
     /// Run the coordinator of a federation
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Quickstart(options) => quickstart::run(options),
         Command::Standalone(options) => standalone::run(options),
         Command::Submit(options) => submit::run(options),
+        Command::Store(options) => store::run(options),
         Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),
         Command::Coordinator(options) => serve::role(stop_on_stdin_end, |supervisor| crate::coordinator::serve(options, supervisor)),
         Command::ClusterManager(options) => serve::role(stop_on_stdin_end, |supervisor| crate::cluster::serve(options, supervisor)),
@@ -85,6 +89,9 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("fedbroker: {error:#}");
+        if let Some(crate::store::Error::Damaged { .. }) = error.downcast_ref() {
+            eprintln!("next: fedbroker store check --data-dir DIR, which tells what is damaged and how to go on (docs/operations.md)");
+        }
         ExitCode::from(exit::code(&error))
     })
 }

@@ -4,6 +4,7 @@
 //! makes the result durable in one batch with one barrier, and only then answers and hands on the effects. [`recover`] fills the
 //! machine from the store at start. Knows no role and no protocol.
 
+pub mod backup;
 pub mod clock;
 mod commit;
 pub mod open;

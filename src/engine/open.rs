@@ -2,6 +2,7 @@
 //!
 //! Called once by each role at its start, after it has its port. Blocks; knows nothing of what the role does with it.
 
+use super::backup::Source;
 use super::clock::{SystemClock, new_instance};
 use super::{Engine, Parts};
 use crate::machine::Machine;
@@ -19,6 +20,8 @@ pub struct Opened<M: Machine> {
     pub engine: Engine<M>,
     /// Content too large for records.
     pub payloads: Arc<Payloads>,
+    /// What an online backup is made from.
+    pub backup: Source,
     /// Identity of the data directory, hexadecimal.
     pub instance: String,
     /// Directory for what may be lost.
@@ -40,7 +43,7 @@ pub fn open<M: Machine>(dir: &Path, role: &'static str, owner: Option<&str>, mac
     let payloads = Arc::new(Payloads::open_within(&directory.payload_dir(), payload_max, space.clone())?);
     let engine = Engine::recover(Parts {
         machine,
-        store,
+        store: store.clone(),
         payloads: payloads.clone(),
         clock: Arc::new(SystemClock),
         space,
@@ -58,6 +61,7 @@ pub fn open<M: Machine>(dir: &Path, role: &'static str, owner: Option<&str>, mac
     );
     Ok(Opened {
         engine,
+        backup: Source::new(&directory, store, payloads.clone()),
         payloads,
         instance: format!("{:032x}", u128::from_be_bytes(directory.instance())),
         work_dir: directory.work_dir(),

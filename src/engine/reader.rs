@@ -141,7 +141,7 @@ impl<M: Machine> Reader<M> {
 }
 
 /// Walk all keys with a prefix in pages, until `each` returns false.
-pub(super) fn pages(store: &dyn Store, prefix: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
+pub(crate) fn pages(store: &dyn Store, prefix: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
     /// Small enough that a page of 4 KiB values stays at 2 MiB.
     const PAGE: usize = 512;
     let mut after: Option<Vec<u8>> = None;

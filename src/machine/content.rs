@@ -28,6 +28,19 @@ impl PayloadRef {
             s
         })
     }
+
+    /// The inverse of [`PayloadRef::hex`]; `None` for what is no hash.
+    pub fn from_hex(name: &str, len: u64) -> Option<Self> {
+        let bytes: &[u8; 64] = name.as_bytes().try_into().ok()?;
+        if !bytes.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(bytes.chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self { hash, len })
+    }
 }
 
 impl fmt::Debug for PayloadRef {

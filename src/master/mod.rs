@@ -12,6 +12,7 @@ mod watch;
 
 use crate::config::MasterOptions;
 use crate::engine::Handle;
+use crate::engine::backup::Source;
 use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
 use crate::job_types::exec::Shim;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub handle: Handle<Master>,
     /// Content too large for records.
     pub payloads: Arc<Payloads>,
+    /// What an online backup is made from.
+    pub backup: Source,
     /// The job types of this party.
     pub registry: Arc<Registry>,
     /// Spawns.
@@ -177,6 +180,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         party,
         handle: opened.engine.handle(),
         payloads: opened.payloads,
+        backup: opened.backup,
         registry: Arc::new(registry),
         supervisor: supervisor.clone(),
         instance: opened.instance,

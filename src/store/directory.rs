@@ -122,6 +122,13 @@ impl Directory {
         }
     }
 
+    /// [`Directory::claim`] for a directory made anew from a backup: the owner is escaped already.
+    pub fn restore_owner(&self, escaped: &str) -> Result<(), Error> {
+        let mut format = self.lock_format();
+        format.owner = Some(escaped.to_owned());
+        self.write_format(&format)
+    }
+
     /// The directory itself, absolute.
     pub fn path(&self) -> &Path {
         &self.path
@@ -250,12 +257,12 @@ impl Directory {
 }
 
 /// Make the names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), Error> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::at("sync directory", dir))
 }
 
 /// Make the name of `path` durable.
-pub(super) fn sync_parent(path: &Path) -> Result<(), Error> {
+pub(crate) fn sync_parent(path: &Path) -> Result<(), Error> {
     match path.parent() {
         Some(parent) => sync_dir(parent),
         None => Ok(()),
@@ -263,7 +270,7 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), Error> {
 }
 
 /// Make a file or directory, and for a directory everything in it, durable; names included.
-pub(super) fn sync_tree(path: &Path) -> Result<(), Error> {
+pub(crate) fn sync_tree(path: &Path) -> Result<(), Error> {
     if !path.is_dir() {
         return File::open(path).and_then(|f| f.sync_all()).map_err(Error::at("sync", path));
     }
@@ -285,7 +292,7 @@ pub(super) fn sync_names_at_once(dir: &Path) -> Result<(), Error> {
 }
 
 /// The paths in a directory.
-pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = fs::read_dir(dir).map_err(Error::at("list", dir))?;
     entries
         .map(|entry| entry.map(|e| e.path()).map_err(Error::at("list", dir)))
@@ -293,7 +300,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Whether there is something at `path`; unlike `Path::exists`, a failure to look is not a no.
-pub(super) fn exists(path: &Path) -> Result<bool, Error> {
+pub(crate) fn exists(path: &Path) -> Result<bool, Error> {
     path.try_exists().map_err(Error::at("look for", path))
 }
 

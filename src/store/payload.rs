@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Why a file lives: records that refer to it (counted: [`Payloads::seed`] at start, [`Payloads::settle`] after each commit) and
-//! pins, held from the write to the commit and by whoever reads. With neither it is removed by the next `settle`.
+//! pins, held from the write to the commit and by whoever reads. With neither it is removed by the next `settle`, unless a backup
+//! has [`frozen`](Payloads::freeze) all of them.
 
 mod files;
 
@@ -23,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use sha2::{Digest, Sha256};
@@ -48,6 +49,8 @@ struct Table {
     entries: HashMap<[u8; 32], Entry>,
     /// Lost their last pin without gaining a record; looked at by the next `settle`.
     idle: HashSet<[u8; 32]>,
+    /// While there are any [`Frozen`], nothing is removed.
+    frozen: u64,
 }
 
 struct Entry {
@@ -234,8 +237,11 @@ impl Payloads {
                 _ => tracing::error!(?payload, "a payload was released more often than held"),
             }
         }
-        let Table { entries, idle } = &mut *table;
+        let Table { entries, idle, frozen } = &mut *table;
         idle.extend(released.iter().map(|payload| payload.hash));
+        if *frozen > 0 {
+            return;
+        }
         let unheld = |hash: &[u8; 32]| entries.get(hash).is_some_and(Entry::is_unheld);
         let garbage: Vec<[u8; 32]> = idle.drain().filter(unheld).collect();
         for hash in &garbage {
@@ -248,6 +254,46 @@ impl Payloads {
             self.shared.lock().entries.remove(hash);
             self.shared.changed.notify_all();
         }
+    }
+
+    /// Where the payload directory `dir` has the file of a payload.
+    pub fn path(dir: &Path, payload: &PayloadRef) -> PathBuf {
+        files::path_in(dir, &payload.hash)
+    }
+
+    /// Whether the file in the payload directory `dir` is what the reference says; if not, in words. For those who only look.
+    pub fn check(dir: &Path, payload: &PayloadRef) -> Result<Result<(), String>, Error> {
+        let path = files::path_in(dir, &payload.hash);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Err(format!("{} is missing", path.display()))),
+            Err(e) => return Err(Error::at("open", &path)(e)),
+        };
+        let (mut hasher, mut len, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
+        loop {
+            let count = file.read(&mut buffer).map_err(Error::at("read", &path))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            len += count as u64;
+        }
+        let is_it = len == payload.len && hasher.finalize()[..] == payload.hash;
+        Ok(if is_it {
+            Ok(())
+        } else {
+            Err(format!(
+                "{} is damaged: its {len} bytes do not have the hash in its name",
+                path.display()
+            ))
+        })
+    }
+
+    /// Keep every file that is there, or comes, until the guard is gone: a copy of the records finds what they refer to.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen {
+        self.shared.lock().frozen += 1;
+        Frozen { payloads: self.clone() }
     }
 
     /// Give written and synced content its name, or find that it has one that is durable.
@@ -356,6 +402,18 @@ impl Drop for Pin {
         if entry.is_unheld() {
             table.idle.insert(self.payload.hash);
         }
+    }
+}
+
+/// As long as this lives no payload is removed. Its end removes what has become unheld meanwhile.
+pub struct Frozen {
+    payloads: Payloads,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.payloads.shared.lock().frozen -= 1;
+        self.payloads.settle(&[], &[]);
     }
 }
 

@@ -25,10 +25,13 @@ mod high_water;
 mod index;
 pub mod migrate;
 mod open;
+mod proof;
 mod reserve;
+pub mod salvage;
 mod verify;
 
 pub use builder::Builder;
+pub use proof::Proof;
 
 use super::codec::{self, DecodeError};
 use super::directory::Directory;

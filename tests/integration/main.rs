@@ -15,6 +15,7 @@ mod restart_others;
 mod space;
 mod store_contract;
 mod store_sled;
+mod store_tools;
 #[path = "../support/mod.rs"]
 mod support;
 mod worker;

@@ -94,6 +94,28 @@ fn a_file_lives_while_records_or_pins_hold_it() {
 }
 
 #[test]
+fn a_backup_finds_every_file_until_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let payloads = open(dir.path());
+    let there = |payload: &PayloadRef| file(dir.path(), payload).exists();
+    let released = *payloads.put(b"released").unwrap();
+    payloads.settle(&[released], &[]);
+    let (first, second) = (payloads.freeze(), payloads.freeze());
+    payloads.settle(&[], &[released]);
+    let refused = *payloads.put(b"refused").unwrap();
+    payloads.settle(&[], &[]);
+    drop(first);
+    assert!(there(&released) && there(&refused), "another backup is under way");
+    assert_eq!(payloads.get(&released).unwrap(), b"released");
+    let kept = *payloads.put(b"kept").unwrap();
+    payloads.settle(&[kept], &[]);
+    drop(second);
+    assert!(!there(&released) && !there(&refused) && there(&kept));
+    payloads.settle(&[], &[kept]);
+    assert!(!there(&kept));
+}
+
+#[test]
 fn a_refused_payload_is_removed_at_the_next_settle() {
     let dir = tempfile::tempdir().unwrap();
     let payloads = open(dir.path());

@@ -440,6 +440,7 @@ pub fn replays<W: World>(cases: u32) {
         history.come_to_rest();
         replayed::agrees::<W>(&history.disk);
         replayed::finds::<W>(&history.disk);
+        replayed::needs_all_events::<W>(&history.disk);
     });
 }
 

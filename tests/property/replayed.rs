@@ -3,8 +3,10 @@
 use crate::harness::World;
 use fedbroker::engine::reader::{ENDED, LIVE, PAYLOAD};
 use fedbroker::engine::replay::{Comparison, LINGER, compare, count_payloads};
-use fedbroker::store::sim_store::SimDisk;
-use fedbroker::store::{Commit, Store};
+use fedbroker::machine::content::PayloadRef;
+use fedbroker::store::codec;
+use fedbroker::store::sim_store::{SimDisk, SimStore};
+use fedbroker::store::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
 
 /// No burst of a history makes so many events; shorter than the histories, so that records are dropped on the way.
 const SHORT: u64 = 40;
@@ -32,7 +34,49 @@ pub fn agrees<W: World>(disk: &SimDisk) {
     assert_eq!(counts.len() as u64, count(PAYLOAD));
 }
 
-/// Write a record without an event; gives what was there.
+/// A store whose first events were let go.
+struct Trimmed(SimStore, Seq);
+
+impl Store for Trimmed {
+    fn head(&self) -> Head {
+        self.0.head()
+    }
+
+    fn commit(&self, commit: &Commit) -> Result<Head, Error> {
+        self.0.commit(commit)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.0.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
+        self.0.scan(prefix, after, limit)
+    }
+
+    fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
+        self.0.events(from.max(self.1), limit)
+    }
+
+    fn history(&self) -> HistoryProof {
+        self.0.history()
+    }
+
+    fn prove_history(&self) -> Result<HistoryProof, Error> {
+        self.0.prove_history()
+    }
+}
+
+/// Without the first events nothing can be replayed, and nothing is said about the records.
+pub fn needs_all_events<W: World>(disk: &SimDisk) {
+    let next_seq = disk.open().unwrap().head().next_seq;
+    for first in [2, next_seq].into_iter().filter(|first| (2..=next_seq).contains(first)) {
+        let found = compare(W::machine(), &Trimmed(disk.open().unwrap(), first), LINGER, &mut |_| {}).unwrap();
+        assert_eq!((found.trimmed, found.differences.count), (Some(first), 0));
+    }
+}
+
+/// Write a record without an event.
 fn tamper(disk: &SimDisk, key: &[u8], value: Option<Vec<u8>>) {
     let store = disk.open().unwrap();
     let head = store.head();
@@ -64,6 +108,10 @@ pub fn finds<W: World>(disk: &SimDisk) {
             assert!(named.iter().any(|line| line.starts_with(&name)), "{name}not found: {named:?}");
         };
         expect(None);
+        if key[0] == PAYLOAD {
+            let (payload, count): (PayloadRef, u32) = codec::decode(value).unwrap();
+            expect(Some(codec::encode(&(payload, count + 1))));
+        }
         let same_kind = |other: &&(Vec<u8>, Vec<u8>)| other.0[..2] == key[..2] && other.1 != *value;
         if key[0] != PAYLOAD
             && let Some((_, other)) = records[at + 1..].iter().find(same_kind)

@@ -347,6 +347,11 @@ impl Client {
         }
     }
 
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        self.base.trim_start_matches("http://").to_owned()
+    }
+
     /// POST JSON; status and body, or the transport's failure.
     pub async fn post(&self, path: &str, body: &Value) -> Result<(u16, Value), reqwest::Error> {
         let response = self.http.post(format!("{}{path}", self.base)).json(body).send().await?;

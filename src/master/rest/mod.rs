@@ -3,6 +3,7 @@
 //! `legacy` is the service of FedVision 0.1 (`/submit`, `/query`), `v1` what it never had. Bad input is answered with 400 and its reason, never with
 //! a 500; a store that fails is a 503, a full disk a 507. `server` has the limits of connections.
 
+mod backup;
 mod health;
 mod legacy;
 mod python_json;
@@ -18,8 +19,10 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use server::Limits;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// The largest request body, bytes: FedVision 0.1 takes one byte less than 1 MiB.
 const BODY_MAX: usize = 1024 * 1024 - 1;
@@ -35,13 +38,19 @@ const READ_LIMIT: Duration = Duration::from_secs(2);
 pub struct Door {
     shared: Shared,
     limits: Limits,
+    /// One backup at a time.
+    backups: Arc<Semaphore>,
 }
 
 impl Door {
     /// A door to this master.
     pub(super) fn new(shared: Shared) -> Self {
         let limits = Limits::of_process();
-        Self { shared, limits }
+        Self {
+            shared,
+            limits,
+            backups: Arc::new(Semaphore::new(1)),
+        }
     }
 
     async fn read(&self, key: Key) -> Result<Option<Record>, Unreadable> {
@@ -98,6 +107,7 @@ pub(super) async fn serve(listener: TcpListener, door: Door) {
         .route("/api/v1/status", get(v1::status))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
+        .route("/api/v1/backup", post(backup::backup))
         .with_state(door);
     server::run(listener, router, limits, supervisor).await;
 }

@@ -44,8 +44,7 @@ impl Files {
     }
 
     pub(super) fn path(&self, hash: &[u8; 32]) -> PathBuf {
-        let name = PayloadRef { hash: *hash, len: 0 }.hex();
-        self.dir.join(&name[..2]).join(name)
+        path_in(&self.dir, hash)
     }
 
     /// A file to write content to, on the same file system; removed when dropped.
@@ -121,7 +120,8 @@ impl Files {
                 match path
                     .file_name()
                     .and_then(|name| name.to_str())
-                    .and_then(parse_hex)
+                    .and_then(|name| PayloadRef::from_hex(name, 0))
+                    .map(|payload| payload.hash)
                     .filter(|hash| self.path(hash) == path)
                 {
                     Some(hash) => hashes.push(hash),
@@ -146,11 +146,8 @@ impl Files {
     }
 }
 
-fn parse_hex(name: &str) -> Option<[u8; 32]> {
-    let bytes: &[u8; 64] = name.as_bytes().try_into().ok()?;
-    let mut hash = [0; 32];
-    for (byte, pair) in hash.iter_mut().zip(bytes.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(hash)
+/// Where the payload directory `dir` has the file with this hash.
+pub(super) fn path_in(dir: &Path, hash: &[u8; 32]) -> PathBuf {
+    let name = PayloadRef { hash: *hash, len: 0 }.hex();
+    dir.join(&name[..2]).join(name)
 }

@@ -55,6 +55,17 @@ impl Builder {
         self.disk.commit(std::mem::take(&mut self.writes))
     }
 
+    /// [`Builder::put`] for the head value, with the epoch raised: a log that comes back must not get an epoch that was given before.
+    pub fn put_raised(&mut self, sealed_head: &[u8], epoch: u64) -> Result<(), Error> {
+        let head = codec::unseal(HEAD_KEY, sealed_head).and_then(|(_, body)| codec::decode::<Position>(body));
+        let mut position = head.map_err(|error| Error::Damaged {
+            file: self.dir.clone(),
+            what: format!("the head value it is made from: {error}"),
+        })?;
+        position.epoch = position.epoch.max(epoch);
+        self.put_head(&position)
+    }
+
     /// Close the log with its head value, which must have been put, prove it, and make it durable under its name.
     pub fn finish(mut self) -> Result<(), Error> {
         self.disk.commit(std::mem::take(&mut self.writes))?;

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The second sync costs a quarter of the speed of small commits if made every time; every 64th is well below a per cent.
-const SYNC_EVERY: u64 = 64;
+pub(super) const SYNC_EVERY: u64 = 64;
 /// A store with few commits can afford it for each.
 const SYNC_AFTER: Duration = Duration::from_millis(100);
 /// Each slot has a page of its own, so that no torn write takes both.
