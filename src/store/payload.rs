@@ -263,30 +263,7 @@ impl Payloads {
 
     /// Whether the file in the payload directory `dir` is what the reference says; if not, in words. For those who only look.
     pub fn check(dir: &Path, payload: &PayloadRef) -> Result<Result<(), String>, Error> {
-        let path = files::path_in(dir, &payload.hash);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Err(format!("{} is missing", path.display()))),
-            Err(e) => return Err(Error::at("open", &path)(e)),
-        };
-        let (mut hasher, mut len, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
-        loop {
-            let count = file.read(&mut buffer).map_err(Error::at("read", &path))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-            len += count as u64;
-        }
-        let is_it = len == payload.len && hasher.finalize()[..] == payload.hash;
-        Ok(if is_it {
-            Ok(())
-        } else {
-            Err(format!(
-                "{} is damaged: its {len} bytes do not have the hash in its name",
-                path.display()
-            ))
-        })
+        files::check(dir, payload)
     }
 
     /// Keep every file that is there, or comes, until the guard is gone: a copy of the records finds what they refer to.

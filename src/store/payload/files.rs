@@ -7,9 +7,10 @@ use super::super::Error;
 use super::super::directory::{exists, list, sync_dir};
 use crate::crash_point;
 use crate::machine::content::PayloadRef;
+use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tempfile::NamedTempFile;
@@ -150,4 +151,32 @@ impl Files {
 pub(super) fn path_in(dir: &Path, hash: &[u8; 32]) -> PathBuf {
     let name = PayloadRef { hash: *hash, len: 0 }.hex();
     dir.join(&name[..2]).join(name)
+}
+
+/// See `Payloads::check`.
+pub(super) fn check(dir: &Path, payload: &PayloadRef) -> Result<Result<(), String>, Error> {
+    let path = path_in(dir, &payload.hash);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Err(format!("{} is missing", path.display()))),
+        Err(e) => return Err(Error::at("open", &path)(e)),
+    };
+    let (mut hasher, mut len, mut buffer) = (Sha256::new(), 0, vec![0; 64 * 1024]);
+    loop {
+        let count = file.read(&mut buffer).map_err(Error::at("read", &path))?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        len += count as u64;
+    }
+    let is_it = len == payload.len && hasher.finalize()[..] == payload.hash;
+    Ok(if is_it {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} is damaged: its {len} bytes do not have the hash in its name",
+            path.display()
+        ))
+    })
 }
