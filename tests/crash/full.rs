@@ -538,6 +538,52 @@ async fn payload_contents_that_find_no_room_are_refused_and_leave_nothing() {
     all_there(&client, &jobs).await;
 }
 
-// Phase backup: `fedbroker store backup` of a master on a `Disk`, to a directory on another `Disk` that fills up meanwhile, and to one on the same;
-// the backup must end with an error that names the directory, leave no manifest, and disturb neither the users nor the master. To be added with
-// that command; `Users` and `Disk` are made for it.
+/// `fedbroker store backup` of the master into this directory; its exit code and what it said.
+async fn back_up(address: &str, to: &Path) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::new(crate::support::BINARY);
+    command.args(["store", "backup", "--endpoint", address, "--to"]).arg(to);
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_that_finds_no_space_ends_with_an_error_and_disturbs_nobody() {
+    let name = "backup_that_finds_no_space_ends_with_an_error_and_disturbs_nobody";
+    let Some(disk) = disk(name, 200 * MIB) else { return };
+    let mut master = disk.master();
+    master.start().await;
+    let client = Client::new(&master.address);
+    let mut users = Users::start(&master.address, 2, 700_000);
+    users.until("some jobs are taken", async |users| users.count() > 8).await;
+    let mut jobs = users.end().await;
+    // To another file system, which is too small.
+    let other = Disk::new(4 * MIB).unwrap();
+    let to = other.mount.join("backup");
+    let mut users = Users::start(&master.address, 2, 0);
+    for _ in 0..2 {
+        let (code, said) = back_up(&master.address, &to).await;
+        assert!(
+            code.is_some_and(|code| code != 0) && said.contains(&to.display().to_string()),
+            "{code:?}: {said}"
+        );
+        assert!(!to.exists(), "a part of a backup has the name of a whole one");
+    }
+    let before = users.count();
+    users.until("jobs are taken", async |users| users.count() > before).await;
+    // To the master's own: what it takes away comes back.
+    let to = disk.mount.join("backup");
+    let filler = disk.fill(3 * MIB);
+    let (code, said) = back_up(&master.address, &to).await;
+    assert!(
+        code.is_some_and(|code| code != 0) && said.contains(&to.display().to_string()),
+        "{code:?}: {said}"
+    );
+    assert!(!to.exists());
+    fs::remove_file(filler).unwrap();
+    jobs.extend(users.end().await);
+    client.until("/readyz", |ready| ready["ready"] == true).await;
+    all_there(&client, &jobs).await;
+    let (code, said) = back_up(&master.address, &to).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(to.join("MANIFEST.json").exists());
+}
