@@ -4,8 +4,8 @@
 //!
 //! - The head counts and sums live values and history separately, and names the first event that is kept. A start proves the live part
 //!   before it serves and the history while it serves; in version 1 it had to read all.
-//! - Store and high-water file live in `log-<n>/`, and `FORMAT` says which `n` counts, so that a whole log is exchanged with one rename.
-//!   The high-water file is made with its log, so a log without it is damaged.
+//! - Store and high-water file have a number, and `FORMAT` says which one counts, so that a whole log is exchanged with one rename. The
+//!   high-water file is made with its log, so a log without it is damaged.
 //! - `FORMAT` names the oldest release that reads the directory, and the party it belongs to.
 //!
 //! Frozen with release 0.2.0. An operator sees one line in the log of the first start, which takes as long as copying the store and needs
@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | `FORMAT` | see `src/store/directory/format.rs` |
 //! | `log-<n>/store` | sled 0.34, 8 MiB segments, the default tree; keys and values as in version 1 but for the head |
-//! | `log-<n>/high-water` | two slots as in version 1; which one is written does not matter |
+//! | `high-water-<n>` | two slots as in version 1; which one is written does not matter |
 //! | `payloads` | as in version 1 |
 //!
 //! | key | body |
@@ -115,12 +115,9 @@ mod tests {
                     instance abababababababababababababababab\nlog 1\ncheck ";
         let format = fs::read_to_string(root.path().join("FORMAT")).unwrap();
         assert!(format.starts_with(text), "{format}");
-        let expected = ["FORMAT", "LOCK", "log-1", "payloads", "work"].map(String::from);
+        let expected = ["FORMAT", "LOCK", "high-water-1", "log-1", "payloads", "work"].map(String::from);
         assert_eq!(names(root.path()), BTreeSet::from(expected));
-        assert_eq!(
-            names(&root.path().join("log-1")),
-            BTreeSet::from(["high-water", "store"].map(String::from))
-        );
+        assert_eq!(names(&root.path().join("log-1")), BTreeSet::from(["store".to_owned()]));
     }
 
     #[test]

@@ -6,9 +6,8 @@
 //! ```text
 //! <data-dir>/LOCK            held with flock for the life of the process; names the holder
 //!            FORMAT          see `format`; its presence makes this a data directory
-//!            log-<n>/        the log that counts, made by `sled_store`:
-//!               store/       the storage engine
-//!               high-water   how far the store had come
+//!            log-<n>/store/  the storage engine with the log that counts, made by `sled_store`
+//!            high-water-<n>  how far that log had come; outside of it, so that an old copy put in its place shows
 //!            payloads/       content-addressed files, see `payload`
 //!            work/           scratch space of running jobs
 //! ```
@@ -85,6 +84,11 @@ impl Directory {
     pub fn inspect(path: &Path) -> Result<Directory, Error> {
         let path = std::path::absolute(path).map_err(Error::at("find", path))?;
         if !exists(&path.join("FORMAT"))? {
+            if path.is_dir()
+                && let Some(log) = list(&path)?.into_iter().find(|entry| is_log(entry))
+            {
+                return Err(lost_format(&path, &log));
+            }
             let what = "is not a data directory: it has no FORMAT; give the --data-dir of a role".to_owned();
             return Err(Error::WrongDirectory { dir: path, what });
         }
@@ -171,8 +175,13 @@ impl Directory {
     pub fn high_water_path(&self) -> PathBuf {
         match self.version() {
             1 => self.path.join("high-water"),
-            _ => self.log_dir().join("high-water"),
+            _ => self.path.join(format!("high-water-{}", self.log())),
         }
+    }
+
+    /// The same file of the log that may come next.
+    pub fn next_high_water_path(&self) -> PathBuf {
+        self.path.join(format!("high-water-{}", self.log() + 1))
     }
 
     /// Where the log is made that may replace the one that counts.
@@ -199,13 +208,13 @@ impl Directory {
         if self.version() != migrations::CURRENT || self.log() == 0 {
             return Ok(());
         }
-        let current = self.log_dir();
+        let (current, high_water) = (self.log_dir(), self.high_water_path());
         for path in list(&self.path)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_leftover = path != current && name.starts_with("log-") || name == "store" || name == "store.new";
             if is_leftover {
                 fs::remove_dir_all(&path).map_err(Error::at("remove", &path))?;
-            } else if name == "high-water" {
+            } else if path != high_water && name.starts_with("high-water") {
                 fs::remove_file(&path).map_err(Error::at("remove", &path))?;
             }
         }
@@ -331,12 +340,31 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     sync_parent(path)
 }
 
+/// The log of a data directory, by its name.
+fn is_log(entry: &Path) -> bool {
+    let name = entry.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("log-").is_some_and(|number| number.parse::<u64>().is_ok()) && entry.join("store").is_dir()
+}
+
+fn lost_format(dir: &Path, log: &Path) -> Error {
+    Error::Damaged {
+        file: dir.join("FORMAT"),
+        what: format!(
+            "it is missing, and {} holds what was stored; do not take it for an empty directory",
+            log.display()
+        ),
+    }
+}
+
 fn refuse_foreign(path: &Path) -> Result<(), Error> {
     // List first, look for FORMAT second: a process that is making the directory writes FORMAT before everything but LOCK.
-    let foreign = list(path)?
-        .into_iter()
-        .find(|entry| !["LOCK", "FORMAT.new"].iter().any(|name| entry.ends_with(name)));
+    let mut foreign = list(path)?;
+    foreign.retain(|entry| !["LOCK", "FORMAT.new"].iter().any(|name| entry.ends_with(name)));
+    // A log tells more than anything else.
+    foreign.sort_by_key(|entry| !is_log(entry));
+    let foreign = foreign.into_iter().next();
     match foreign {
+        Some(entry) if !exists(&path.join("FORMAT"))? && is_log(&entry) => Err(lost_format(path, &entry)),
         Some(entry) if !exists(&path.join("FORMAT"))? => {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let what = format!("holds {name} but no FORMAT, so it is not a data directory; give a new or an empty directory");
@@ -455,6 +483,17 @@ mod tests {
         );
         drop(hold);
         Directory::open(dir.path(), "master", ID).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_lost_its_format_is_not_taken_for_anything_else() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Directory::open(dir.path(), "master", ID).unwrap());
+        fs::create_dir_all(dir.path().join("log-1/store")).unwrap();
+        fs::remove_file(dir.path().join("FORMAT")).unwrap();
+        for refused in [Directory::open(dir.path(), "master", ID), Directory::inspect(dir.path())] {
+            assert!(matches!(refused, Err(Error::Damaged { file, .. }) if file == dir.path().join("FORMAT")));
+        }
     }
 
     #[test]

@@ -157,11 +157,11 @@ impl SledStore {
         open::inspect(directory)
     }
 
-    /// Write the lost or damaged high-water file anew, of a store that is whole otherwise. Whether the store is an old one cannot be told
-    /// any more.
+    /// Write the lost or unreadable high-water file anew, of a store that is whole otherwise. Whether the store is an old one cannot be told
+    /// any more. One that can be read is left alone; says whether it was written.
     ///
-    /// Errors: [`Error::Damaged`] if the store is not whole.
-    pub fn rebuild_high_water(directory: &Directory) -> Result<(), Error> {
+    /// Errors: [`Error::Damaged`] if the store is not whole, or not what a readable file confirms.
+    pub fn rebuild_high_water(directory: &Directory) -> Result<bool, Error> {
         open::rebuild_high_water(directory)
     }
 

@@ -110,6 +110,7 @@ fn a_store_that_went_back_in_time_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let live = root.path().join("live");
     fill(&live);
+    copy_dir(&live.join("log-1"), &root.path().join("old-log"));
     copy_dir(&live.join(STORE), &root.path().join("old"));
     commit(&open(&live).unwrap(), vec![b"newer".to_vec()], Vec::new());
     fs::remove_dir_all(live.join(STORE)).unwrap();
@@ -118,6 +119,21 @@ fn a_store_that_went_back_in_time_is_refused() {
         other => panic!("opened: {:?}", other.map(|store| store.head())),
     };
     refusal("it is missing");
+    let inspected = Directory::inspect(&live).unwrap();
+    assert!(SledStore::rebuild_high_water(&inspected).is_err());
+    drop(inspected);
+    fs::remove_dir_all(live.join("log-1")).unwrap();
+    copy_dir(&root.path().join("old-log"), &live.join("log-1"));
+    refusal("was confirmed");
+    // What is written anew must not be what tells of a loss.
+    let inspected = Directory::inspect(&live).unwrap();
+    let refused = SledStore::rebuild_high_water(&inspected);
+    assert!(
+        matches!(&refused, Err(Error::Damaged { what, .. }) if what.contains("was confirmed")),
+        "{refused:?}"
+    );
+    drop(inspected);
+    fs::remove_dir_all(live.join(STORE)).unwrap();
     copy_dir(&root.path().join("old"), &live.join(STORE));
     refusal("was confirmed");
     refusal("was confirmed");
@@ -162,7 +178,7 @@ fn leftovers_of_a_crash_are_cleared_and_what_must_not_be_there_is_refused() {
     }
     assert!(everything(&open(root.path()).unwrap()).unwrap() == truth);
     let left = fs::read_dir(root.path()).unwrap().count();
-    assert_eq!(left, ["FORMAT", "LOCK", "log-1", "payloads", "work"].len());
+    assert_eq!(left, ["FORMAT", "LOCK", "high-water-1", "log-1", "payloads", "work"].len());
 }
 
 #[test]
@@ -170,7 +186,7 @@ fn a_store_without_its_witness_is_refused_until_the_operator_says_so() {
     let root = tempfile::tempdir().unwrap();
     fill(root.path());
     let truth = everything(&open(root.path()).unwrap()).unwrap();
-    let high_water = root.path().join("log-1/high-water");
+    let high_water = root.path().join("high-water-1");
     let log = fs::read(root.path().join(LOG)).unwrap();
     for spoil in [
         &|| fs::remove_file(&high_water).unwrap() as (),

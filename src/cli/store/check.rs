@@ -28,8 +28,8 @@ Example:
 pub(super) struct CheckOptions {
     #[command(flatten)]
     dir: DataDir,
-    /// Write the lost or damaged high-water file anew if the store is whole otherwise. It cannot be told any more then whether the
-    /// store is an old one that somebody put there
+    /// Write the lost or unreadable high-water file anew if the log is whole. It cannot be told any more then whether the log is an old
+    /// one that somebody put there. One that can be read is never written over
     #[arg(long)]
     rebuild_high_water: bool,
 }
@@ -65,7 +65,13 @@ pub(super) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
 
 fn rebuild(options: &CheckOptions) -> anyhow::Result<()> {
     let directory = Directory::inspect(&options.dir.data_dir)?;
-    SledStore::rebuild_high_water(&directory)?;
+    if !SledStore::rebuild_high_water(&directory)? {
+        eprintln!(
+            "{} can be read and fits the log; it stays as it is",
+            directory.high_water_path().display()
+        );
+        return Ok(());
+    }
     eprintln!(
         "{} is written anew from a store that is whole in itself. Whether the store is the newest there was cannot be told any more: \
          if it was copied here or rolled back, commits are missing and nothing shows it",

@@ -35,7 +35,7 @@ pub(super) struct DumpOptions {
     /// Records or events of this kind only, as in the lines' "kind"
     #[arg(long)]
     kind: Option<String>,
-    /// Records only whose key begins so, as in the lines' "key"
+    /// Records only whose key begins so, as in the lines' "record"
     #[arg(long, conflicts_with = "events")]
     key: Option<String>,
     /// What belongs to this job only

@@ -5,6 +5,7 @@
 
 use super::Door;
 use crate::engine::backup::SendError;
+use crate::store::Error as StoreError;
 use crate::supervisor::{Policy, Supervisor};
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -35,6 +36,7 @@ pub(super) async fn backup(State(door): State<Door>) -> Response {
         pieces,
         runtime: Handle::current(),
     };
+    let role = door.shared.supervisor.clone();
     let work = async move {
         let sent = Supervisor::blocking(move || {
             // Gone only when nothing is held any more.
@@ -45,6 +47,10 @@ pub(super) async fn backup(State(door): State<Door>) -> Response {
         match sent {
             Ok(Ok(())) => tracing::info!("a backup was made"),
             Ok(Err(error @ SendError::Gone(_))) => tracing::warn!(error = format!("{error:#}"), "a backup was given up"),
+            // Damage met while serving is the end of the role, whoever meets it.
+            Ok(Err(SendError::Store(error @ StoreError::Damaged { .. }))) => {
+                role.fatal(anyhow::Error::new(error).context("met by a backup"))
+            }
             Ok(Err(error)) => tracing::error!(%error, "a backup failed"),
             Err(error) => tracing::error!(error = format!("{error:#}"), "a backup failed"),
         }

@@ -18,6 +18,7 @@ const BATCH_COST: usize = 2 * 1024 * 1024;
 pub struct Builder {
     dir: PathBuf,
     new: PathBuf,
+    high_water: PathBuf,
     disk: Disk,
     writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     cost: usize,
@@ -38,6 +39,7 @@ impl Builder {
         Ok(Builder {
             dir,
             new,
+            high_water: directory.next_high_water_path(),
             disk,
             writes: Vec::new(),
             cost: 0,
@@ -74,7 +76,7 @@ impl Builder {
         let disk = Disk::open(&self.new.join("store"))?;
         let position = verify::everything(&disk)?;
         drop(disk);
-        HighWater::create(&self.new.join("high-water"), Mark::of(&position))?;
+        HighWater::create(&self.high_water, Mark::of(&position))?;
         sync_tree(&self.new)?;
         fs::rename(&self.new, &self.dir).map_err(Error::at("rename to", &self.dir))?;
         sync_parent(&self.dir)

@@ -57,14 +57,20 @@ pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
 }
 
 /// Write the file anew that tells how far the store had come, of a store that is whole otherwise. Whether that store is an old one cannot
-/// be told any more.
-pub(super) fn rebuild_high_water(directory: &Directory) -> Result<(), Error> {
+/// be told any more. A file that can be read stays as it is: its word counts.
+pub(super) fn rebuild_high_water(directory: &Directory) -> Result<bool, Error> {
+    match recover(directory) {
+        Ok(_) => return Ok(false),
+        Err(Error::Damaged { file, .. }) if file == directory.high_water_path() => {}
+        Err(error) => return Err(error),
+    }
     let dir = directory.store_dir();
     let disk = open_engine(&dir)?;
     let position = verify::everything(&disk)?;
     let path = directory.high_water_path();
     HighWater::create(&path, Mark::of(&position))?;
-    sync_parent(&path)
+    sync_parent(&path)?;
+    Ok(true)
 }
 
 /// A store whose engine is open and whose head fits the mark outside; its values are not proved yet.

@@ -23,9 +23,8 @@ pub fn version_1(workload: Workload, batches: u64) -> (Tree, Progress) {
     drop(opened);
     let log = data.join("log-1");
     rewrite_head(&log.join("store"));
-    for name in ["store", "high-water"] {
-        fs::rename(log.join(name), data.join(name)).unwrap();
-    }
+    fs::rename(log.join("store"), data.join("store")).unwrap();
+    fs::rename(data.join("high-water-1"), data.join("high-water")).unwrap();
     fs::remove_dir(log).unwrap();
     let text = format!("fedbroker data directory\nformat 1\nrole master\ninstance {INSTANCE}\n");
     let check = crc32fast::hash(text.as_bytes());

@@ -111,7 +111,7 @@ async fn damage_is_told_with_the_file_and_the_next_step_and_made_no_worse() {
     damaged(&["is missing; record dj"]);
 
     again();
-    let high_water = log(&data_dir).join("high-water");
+    let high_water = super::high_water(&data_dir);
     fs::remove_file(&high_water).unwrap();
     damaged(&[text(&high_water), "check --rebuild-high-water"]);
     let done = store(&["check", "--rebuild-high-water", "--data-dir", text(&data_dir)]);

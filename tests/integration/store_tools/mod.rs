@@ -98,6 +98,12 @@ pub fn log(data_dir: &Path) -> PathBuf {
     data_dir.join(format!("log-{number}"))
 }
 
+/// The witness of the log that counts.
+pub fn high_water(data_dir: &Path) -> PathBuf {
+    let log = log(data_dir).file_name().unwrap().to_str().unwrap().replace("log", "high-water");
+    data_dir.join(log)
+}
+
 /// Every file below a directory with its content.
 pub fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();

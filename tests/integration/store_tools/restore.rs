@@ -185,7 +185,7 @@ async fn where_the_traces_are_gone_it_says_that_there_may_be_more() {
     let found = trial("no-log", &|dir| fs::remove_dir_all(log(dir).join("store")).unwrap());
     assert_eq!(found["confirmed_commit"], stat(&worst.last)["batch"]);
     assert!(why(&found).contains("nobody knows how many events"), "{found}");
-    let found = trial("no-witness", &|dir| fs::remove_file(log(dir).join("high-water")).unwrap());
+    let found = trial("no-witness", &|dir| fs::remove_file(super::high_water(dir)).unwrap());
     assert!(why(&found).contains("high-water"), "{found}");
     assert_eq!(strings(&found["jobs_came"]).len(), worst.after.len());
 
