@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
+        // Large payloads are parts of the one buffer they came in, and never copied.
+        .extern_path(".google.protobuf.Any", "crate::wire::Any")
+        .bytes(".fedvision.paddle_fl")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -71,6 +71,12 @@ pub struct WorkerOptions {
     #[allow(rustdoc::invalid_html_tags, reason = "the text of --help, where a backtick would show")]
     #[arg(long)]
     pub programs_dir: Option<PathBuf>,
+    /// Python that runs the tasks of paddle_fl jobs: a program of the PATH, or a path
+    #[arg(long, default_value = "python3")]
+    pub python: String,
+    /// Seconds a task of a paddle_fl job may run
+    #[arg(long, default_value_t = 7 * 24 * 3600)]
+    pub paddle_timeout: u64,
     /// Where tasks run: <work-dir>/<job>/<task>/<attempt>
     #[allow(rustdoc::invalid_html_tags, reason = "the text of --help, where a backtick would show")]
     #[arg(long, default_value = "fedbroker-data/work")]
@@ -104,6 +110,9 @@ pub struct MasterOptions {
     /// Programs this party has installed; their compile step runs here
     #[arg(long)]
     pub programs_dir: Option<PathBuf>,
+    /// Python that compiles paddle_fl jobs: a program of the PATH, or a path
+    #[arg(long, default_value = "python3")]
+    pub python: String,
     /// Rules and job types of this party, TOML; see docs/configuration.md
     #[arg(long)]
     pub config: Option<PathBuf>,

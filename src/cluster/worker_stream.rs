@@ -243,7 +243,7 @@ async fn read_task(shared: &Shared, worker: &WorkerId, key: &TaskKey, attempt: u
         let Some(bytes) = payloads.load(&record.content)? else {
             return Ok(None);
         };
-        Ok(Some(Task::decode(bytes.as_slice())?))
+        Ok(Some(Task::decode(bytes::Bytes::from(bytes))?))
     };
     Supervisor::blocking(read).await.map_err(Unreadable::Pool)?
 }

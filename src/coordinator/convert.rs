@@ -88,7 +88,7 @@ pub(super) fn task(payloads: &Payloads, content: &Content) -> Result<Option<Task
     let Some(bytes) = payloads.load(content).map_err(|error| store_failed(&error))? else {
         return Ok(None);
     };
-    Task::decode(bytes.as_slice())
+    Task::decode(bytes::Bytes::from(bytes))
         .map(Some)
         .map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))
 }

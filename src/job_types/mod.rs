@@ -5,18 +5,21 @@
 //! life of a job, and it never runs anything that a message brought: programs are installed by the party itself.
 //!
 //! To add a job type: a variant of `Kind`, a module beside `dummy`, and the compiler names every place that must know it.
-//! `paddle_fl` (see [`RESERVED`]) is the next one.
 
+mod child;
 mod dummy;
 pub mod exec;
 mod files;
+mod paddle_fl;
 mod program;
 pub mod program_toml;
 mod schema;
 
 use crate::machine::outcome::{End, Outcome};
 use crate::machine::plan::Plan;
+use crate::wire::Any;
 use crate::wire::fedvision::framework::Task;
+use child::Child;
 use exec::Shim;
 pub use schema::BadJob;
 use schema::Schema;
@@ -24,28 +27,31 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// The most parties a job can ask for: each gets a task of its own, and a coordinator records them all in one batch.
 pub const WORKERS_MAX: u32 = 256;
 /// The longest time a proposal can wait, seconds: a day. Parties hold a call open for it.
 pub const WAIT_MAX_S: u32 = 24 * 3600;
-/// Job types that are named in defaults but not built in yet; enabling one has no effect.
-pub const RESERVED: [&str; 1] = ["paddle_fl"];
+/// What a message holds besides the payloads of its tasks: ids and field tags, a generous KiB for each task.
+const MESSAGE_ROOM: usize = 1024;
 
 /// A built-in job type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Dummy,
+    PaddleFl,
     Program,
 }
 
 impl Kind {
-    const ALL: [Kind; 2] = [Kind::Dummy, Kind::Program];
+    const ALL: [Kind; 3] = [Kind::Dummy, Kind::PaddleFl, Kind::Program];
 
     fn name(self) -> &'static str {
         match self {
             Kind::Dummy => "dummy",
+            Kind::PaddleFl => "paddle_fl",
             Kind::Program => "program",
         }
     }
@@ -54,6 +60,7 @@ impl Kind {
     fn task_types(self) -> [&'static str; 2] {
         match self {
             Kind::Dummy => dummy::TASK_TYPES,
+            Kind::PaddleFl => paddle_fl::TASK_TYPES,
             Kind::Program => program::TASK_TYPES,
         }
     }
@@ -61,9 +68,19 @@ impl Kind {
     fn schema(self) -> Value {
         match self {
             Kind::Dummy => dummy::schema(),
+            Kind::PaddleFl => paddle_fl::schema(),
             Kind::Program => program::schema(),
         }
     }
+}
+
+/// What runs the steps of `paddle_fl`.
+#[derive(Clone, Debug)]
+pub struct Python {
+    /// A program of the `PATH`, or a path.
+    pub command: String,
+    /// Wall-clock limit of a compile step (at a master) or of a task (at a worker).
+    pub timeout: Duration,
 }
 
 /// What a process brings for its job types.
@@ -75,6 +92,8 @@ pub struct Options {
     pub programs_dir: Option<PathBuf>,
     /// Its data, for tasks.
     pub data_dir: Option<PathBuf>,
+    /// What runs the steps of `paddle_fl`.
+    pub python: Python,
     /// How child processes are supervised.
     pub shim: Shim,
     /// Who it is, for reasons: `worker w1`, `master p1`.
@@ -87,6 +106,9 @@ pub enum BadRegistry {
     /// An enabled job type does not exist.
     #[error("job type {0} is not built in; there are dummy, program and paddle_fl")]
     Unknown(String),
+    /// Programs run in directories of their own, so that a relative path would lead elsewhere.
+    #[error("--python: {0:?} cannot be made an absolute path; give one")]
+    Python(String),
     /// A built-in schema is wrong: a fault of this program.
     #[error("schema of job type {0}: {1}")]
     Schema(&'static str, String),
@@ -97,6 +119,7 @@ pub enum BadRegistry {
 struct Place {
     programs_dir: Option<PathBuf>,
     data_dir: Option<PathBuf>,
+    python: Python,
     shim: Shim,
     who: String,
 }
@@ -163,9 +186,9 @@ impl Registry {
     /// Build the enabled types.
     ///
     /// # Errors
-    /// A type that does not exist.
+    /// A type that does not exist, or a Python whose path cannot be used.
     pub fn new(options: Options) -> Result<Self, BadRegistry> {
-        let known = |name: &String| Kind::ALL.iter().any(|k| k.name() == name) || RESERVED.contains(&name.as_str());
+        let known = |name: &String| Kind::ALL.iter().any(|k| k.name() == name);
         if let Some(name) = options.enabled.iter().flatten().find(|name| !known(name)) {
             return Err(BadRegistry::Unknown(name.clone()));
         }
@@ -179,6 +202,10 @@ impl Registry {
         let place = Arc::new(Place {
             programs_dir: options.programs_dir,
             data_dir: options.data_dir,
+            python: Python {
+                command: absolute(options.python.command)?,
+                ..options.python
+            },
             shim: options.shim,
             who: options.who,
         });
@@ -198,12 +225,13 @@ impl Registry {
     /// Check a job's config and say what the job asks for.
     ///
     /// # Errors
-    /// The job type is not supported here, or the config breaks its schema.
-    pub fn plan(&self, job_type: &str, job_config: &Value) -> Result<Plan, BadJob> {
+    /// The job type is not supported here, the config breaks its schema, or the type needs an `algorithm_config`.
+    pub fn plan(&self, job_type: &str, job_config: &Value, algorithm_config: Option<&str>) -> Result<Plan, BadJob> {
         let (kind, schema) = self.types.get(job_type).ok_or_else(|| BadJob::unknown_type(job_type))?;
         schema.check(job_config)?;
         match kind {
             Kind::Dummy => dummy::plan(job_config),
+            Kind::PaddleFl => paddle_fl::plan(job_config, algorithm_config),
             Kind::Program => program::plan(job_config),
         }
     }
@@ -217,10 +245,11 @@ impl Registry {
             return Err(PrepareError::new(BadJob::unknown_type(job_type).to_string()));
         };
         let plan = self
-            .plan(job_type, &input.config)
+            .plan(job_type, &input.config, input.algorithm_config.as_deref())
             .map_err(|bad| PrepareError::new(bad.to_string()))?;
         match kind {
             Kind::Dummy => dummy::prepare(plan, &input),
+            Kind::PaddleFl => paddle_fl::prepare(&self.place, plan, &input).await,
             Kind::Program => program::prepare(&self.place, plan, &input).await,
         }
     }
@@ -254,13 +283,14 @@ pub struct Staged(Stage);
 #[derive(Debug)]
 enum Stage {
     Dummy(dummy::Staged),
-    Program(Box<program::Staged>),
+    PaddleFl(Arc<Place>, Box<Child>),
+    Program(Box<Child>),
 }
 
 impl TaskRunner {
     /// True when the task gets a directory (of its own, cleaned first); false when it runs inside this process.
     pub fn uses_directory(&self) -> bool {
-        self.kind == Kind::Program
+        self.kind != Kind::Dummy
     }
 
     /// Check the task's payload and unpack it into `work_dir`, so that its message can leave memory.
@@ -270,9 +300,12 @@ impl TaskRunner {
     pub async fn stage(&self, task: Task, attempt: u32, work_dir: PathBuf) -> Result<Staged, Outcome> {
         let staged = match self.kind {
             Kind::Dummy => dummy::stage(task).map(Stage::Dummy),
+            Kind::PaddleFl => paddle_fl::stage(&self.place, task, work_dir)
+                .await
+                .map(|child| Stage::PaddleFl(self.place.clone(), Box::new(child))),
             Kind::Program => program::stage(&self.place, task, attempt, work_dir)
                 .await
-                .map(|s| Stage::Program(Box::new(s))),
+                .map(|child| Stage::Program(Box::new(child))),
         };
         staged
             .map(Staged)
@@ -285,14 +318,24 @@ impl Staged {
     pub async fn run(self, cancel: CancellationToken) -> Outcome {
         match self.0 {
             Stage::Dummy(staged) => dummy::run(staged, cancel).await,
-            Stage::Program(staged) => program::run(*staged, cancel).await,
+            Stage::PaddleFl(place, child) => paddle_fl::run(&place, *child, cancel).await,
+            Stage::Program(child) => child.task(cancel).await,
         }
         .clipped()
     }
 }
 
+/// A path made absolute, not resolved: the Python of a virtual environment is known by its link. A plain name is looked for in the `PATH`.
+fn absolute(command: String) -> Result<String, BadRegistry> {
+    if !command.is_empty() && !command.contains('/') {
+        return Ok(command);
+    }
+    let path = std::path::absolute(&command).ok().and_then(|path| path.to_str().map(str::to_owned));
+    path.ok_or(BadRegistry::Python(command))
+}
+
 /// The task of one part of a job.
-fn task(job_id: &str, task_id: String, task_type: &str, payload: prost_types::Any) -> Task {
+fn task(job_id: &str, task_id: String, task_type: &str, payload: Any) -> Task {
     Task {
         job_id: job_id.to_owned(),
         task_id,
@@ -303,7 +346,7 @@ fn task(job_id: &str, task_id: String, task_type: &str, payload: prost_types::An
 }
 
 /// Take the payload out of a task, if it is of the wanted type.
-fn unpack<M: prost::Message + Default>(payload: Option<prost_types::Any>, type_url: &str) -> Result<M, String> {
+fn unpack<M: prost::Message + Default>(payload: Option<Any>, type_url: &str) -> Result<M, String> {
     let any = payload.ok_or_else(|| format!("the task has no payload, wanted {type_url}"))?;
     if any.type_url != type_url {
         return Err(format!(
@@ -311,14 +354,14 @@ fn unpack<M: prost::Message + Default>(payload: Option<prost_types::Any>, type_u
             any.type_url.chars().take(100).collect::<String>()
         ));
     }
-    M::decode(any.value.as_slice()).map_err(|e| format!("the payload is damaged: {e}"))
+    M::decode(any.value).map_err(|e| format!("the payload is damaged: {e}"))
 }
 
 /// Put a message into an Any.
-fn pack<M: prost::Message>(message: &M, type_url: &str) -> prost_types::Any {
-    prost_types::Any {
+fn pack<M: prost::Message>(message: &M, type_url: &str) -> Any {
+    Any {
         type_url: type_url.to_owned(),
-        value: message.encode_to_vec(),
+        value: message.encode_to_vec().into(),
     }
 }
 

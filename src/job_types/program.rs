@@ -4,12 +4,12 @@
 //! `params` (any JSON, given to every step as a file). The initiator's compile step runs when its master has the program installed
 //! and the program has one. A task names a program and never brings one; its payload is another party's and is believed in nothing.
 
-use super::exec::{self, Ended, Run, Status};
+use super::child::{Child, DATA_ENV, check_endpoint};
+use super::exec::Run;
 use super::program_toml::{self, ENDPOINTS_MAX, Manifest, Program, Step, endpoint_number, expand};
 use super::schema::small;
-use super::{BadJob, Place, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, files, pack, task, unpack};
+use super::{BadJob, MESSAGE_ROOM, Place, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, files, pack, task, unpack};
 use crate::machine::ids::TaskKey;
-use crate::machine::outcome::{End, Outcome};
 use crate::machine::plan::Plan;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::ProgramTask;
@@ -19,19 +19,11 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 const TRAINER: &str = "program_trainer";
 const AGGREGATOR: &str = "program_aggregator";
 pub(super) const TASK_TYPES: [&str; 2] = [TRAINER, AGGREGATOR];
 const TYPE_URL: &str = "type.googleapis.com/fedbroker.v1.ProgramTask";
-/// Where a task finds the data of its party, besides `{data_dir}`; the name of FedVision 0.1.
-const DATA_ENV: &str = "FEDVISION_DATA_BASE";
-/// The longest endpoint taken from a payload, bytes.
-const ENDPOINT_LEN_MAX: usize = 300;
-/// What a message holds besides its tasks: ids and field tags, a generous KiB.
-const MESSAGE_ROOM: usize = 1024;
-
 pub(super) fn schema() -> Value {
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -128,32 +120,19 @@ async fn compile(
     let run = values
         .run(step, &program.manifest)
         .map_err(|why| PrepareError::new(format!("program {}: {why}", payload.program)))?;
-    let what = format!("compile step of program {}", payload.program);
-    let ended = exec::run(&place.shim, &run, &CancellationToken::new())
-        .await
-        .map_err(|e| PrepareError::new(format!("{what}: {e}")))?;
-    if let Some(reason) = failure(&what, &ended, run.timeout) {
-        return Err(PrepareError {
-            reason,
-            exit_code: exit_code(&ended),
-            stderr_tail: ended.stderr_tail,
-            retryable: false,
-        });
-    }
+    let child = Child {
+        what: format!("compile step of program {}", payload.program),
+        mend: "",
+        shim: place.shim.clone(),
+        run,
+    };
+    child.compile().await?;
     files::collect(&output)
         .await
         .map_err(|why| PrepareError::new(format!("program {}: {why}", payload.program)))
 }
 
-/// A program task that is unpacked into its directory.
-#[derive(Debug)]
-pub(super) struct Staged {
-    what: String,
-    shim: exec::Shim,
-    run: Run,
-}
-
-pub(super) async fn stage(place: &Place, task: Task, attempt: u32, work_dir: PathBuf) -> Result<Staged, String> {
+pub(super) async fn stage(place: &Place, task: Task, attempt: u32, work_dir: PathBuf) -> Result<Child, String> {
     let Task {
         job_id,
         task_id,
@@ -200,11 +179,12 @@ pub(super) async fn stage(place: &Place, task: Task, attempt: u32, work_dir: Pat
         attempt,
         compiles: false,
     };
-    Ok(Staged {
+    Ok(Child {
         run: values
             .run(step, &program.manifest)
             .map_err(|why| format!("program {} at {who}: {why}", payload.program))?,
         what: format!("program {}", payload.program),
+        mend: "",
         shim: place.shim.clone(),
     })
 }
@@ -223,63 +203,9 @@ fn check(payload: &ProgramTask, task_type: &str) -> Result<(), String> {
     if payload.endpoints.len() as u64 > ENDPOINTS_MAX {
         return Err(format!("{} endpoints, at most {ENDPOINTS_MAX} are taken", payload.endpoints.len()));
     }
-    if let Some(bad) = payload.endpoints.iter().find(|e| !is_endpoint(e)) {
-        let shown: String = bad.chars().take(100).collect();
-        return Err(format!("endpoint {shown:?} is not host:port"));
-    }
+    payload.endpoints.iter().try_for_each(|endpoint| check_endpoint(endpoint))?;
     serde_json::from_str::<serde::de::IgnoredAny>(&payload.params).map_err(|e| format!("params is not JSON: {e}"))?;
     files::check(&payload.files)
-}
-
-/// `host:port` of harmless characters: it goes into the arguments of programs.
-fn is_endpoint(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
-    text.len() <= ENDPOINT_LEN_MAX
-        && !text.starts_with('-')
-        && text.chars().all(plain)
-        && text
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
-}
-
-pub(super) async fn run(staged: Staged, cancel: CancellationToken) -> Outcome {
-    let Staged { what, shim, run } = staged;
-    if cancel.is_cancelled() {
-        return Outcome::without_process(End::Cancelled, "cancelled");
-    }
-    let ended = match exec::run(&shim, &run, &cancel).await {
-        Ok(ended) => ended,
-        Err(error) => return Outcome::without_process(End::Failed, format!("{what}: {error}")),
-    };
-    let reason = failure(&what, &ended, run.timeout);
-    let end = match &reason {
-        _ if ended.cancelled => End::Cancelled,
-        None => End::Succeeded,
-        Some(_) => End::Failed,
-    };
-    Outcome {
-        exit_code: exit_code(&ended),
-        stderr_tail: ended.stderr_tail,
-        ..Outcome::without_process(end, reason.unwrap_or_default())
-    }
-}
-
-/// Why the run is no success.
-fn failure(what: &str, ended: &Ended, timeout: Duration) -> Option<String> {
-    match ended.status {
-        _ if ended.cancelled => Some("cancelled".to_owned()),
-        _ if ended.timed_out => Some(format!("{what} did not end within {} s", timeout.as_secs())),
-        Status::Exit(0) => None,
-        Status::Exit(code) => Some(format!("{what} exited with code {code}")),
-        Status::Signal(signal) => Some(format!("{what} was ended by signal {signal}")),
-    }
-}
-
-fn exit_code(ended: &Ended) -> Option<i32> {
-    match ended.status {
-        Status::Exit(code) => Some(code),
-        Status::Signal(_) => None,
-    }
 }
 
 /// What the placeholders of one step stand for.

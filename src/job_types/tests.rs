@@ -2,13 +2,22 @@
 
 use super::*;
 use crate::wire::fedbroker::v1::{InputFile, ProgramTask};
+use bytes::Bytes;
 use serde_json::json;
+
+fn python() -> Python {
+    Python {
+        command: "python3".into(),
+        timeout: Duration::from_secs(60),
+    }
+}
 
 fn registry(programs_dir: Option<PathBuf>) -> Registry {
     Registry::new(Options {
         enabled: None,
         programs_dir,
         data_dir: None,
+        python: python(),
         shim: Shim::at("/nonexistent"),
         who: "worker w1".into(),
     })
@@ -16,7 +25,7 @@ fn registry(programs_dir: Option<PathBuf>) -> Registry {
 }
 
 fn refusal(job_type: &str, config: Value) -> String {
-    registry(None).plan(job_type, &config).unwrap_err().to_string()
+    registry(None).plan(job_type, &config, None).unwrap_err().to_string()
 }
 
 #[test]
@@ -62,7 +71,7 @@ fn errors_name_the_field() {
 
 #[test]
 fn plans_say_what_a_job_needs() {
-    let plan = |job_type: &str, config: Value| registry(None).plan(job_type, &config).unwrap();
+    let plan = |job_type: &str, config: Value| registry(None).plan(job_type, &config, None).unwrap();
     let program = json!({"program": "p", "proposal_wait_time": 2.0, "worker_num": 3, "params": [1]});
     assert_eq!(
         plan("program", program),
@@ -98,14 +107,15 @@ fn a_party_can_restrict_its_job_types() {
             enabled: Some(names.iter().map(|&n| n.to_owned()).collect()),
             programs_dir: None,
             data_dir: None,
+            python: python(),
             shim: Shim::at("/nonexistent"),
             who: "master p1".into(),
         })
     };
     let only = make(&["dummy", "paddle_fl"]).unwrap();
-    assert_eq!(only.enabled().collect::<Vec<_>>(), ["dummy"]);
+    assert_eq!(only.enabled().collect::<Vec<_>>(), ["dummy", "paddle_fl"]);
     assert_eq!(
-        only.plan("program", &json!({})).unwrap_err().to_string(),
+        only.plan("program", &json!({}), None).unwrap_err().to_string(),
         "job type program not supported"
     );
     assert!(only.runner("program_trainer").is_none());
@@ -263,9 +273,9 @@ async fn hostile_payloads_are_refused_with_a_reason() {
         assert_eq!(outcome.end, End::Failed);
         assert!(outcome.reason.contains(part), "{}", outcome.reason);
     }
-    let wrong = prost_types::Any {
+    let wrong = Any {
         type_url: "x".into(),
-        value: vec![],
+        value: Bytes::new(),
     };
     let outcome = runner
         .stage(task("j", "t".into(), "program_trainer", wrong), 1, dir.path().join("w"))

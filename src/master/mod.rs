@@ -16,7 +16,7 @@ use crate::engine::backup::Source;
 use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
 use crate::job_types::exec::Shim;
-use crate::job_types::{Options as JobTypeOptions, Registry};
+use crate::job_types::{Options as JobTypeOptions, Python, Registry};
 use crate::machine::content::Content;
 use crate::machine::ids::PartyId;
 use crate::machine::master::{Effect, Key, Master, Record, Rules};
@@ -27,9 +27,11 @@ use crate::telemetry::say;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, channel};
 use crate::wire::serve::bind;
 use anyhow::Context;
+use bytes::Bytes;
 use settings::Settings;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The longest party id: a job id is made of it, a stamp and a number, and must stay below the limit of ids.
@@ -91,8 +93,8 @@ impl Shared {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub async fn keep(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
-        let payloads = self.payloads.clone();
+    pub async fn keep(&self, bytes: impl Into<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
+        let (payloads, bytes) = (self.payloads.clone(), bytes.into());
         Ok(Supervisor::blocking(move || payloads.keep(bytes)).await??)
     }
 
@@ -100,7 +102,8 @@ impl Shared {
     ///
     /// # Errors
     /// The bytes can never be kept.
-    pub async fn keep_patiently(&self, bytes: Vec<u8>) -> anyhow::Result<(Content, Option<Pinned>)> {
+    pub async fn keep_patiently(&self, bytes: impl Into<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
+        let bytes = bytes.into();
         let mut backoff = Backoff::new();
         loop {
             match self.keep(bytes.clone()).await {
@@ -163,7 +166,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     anyhow::ensure!(party.as_str().len() <= PARTY_MAX, "--party-id: at most {PARTY_MAX} bytes");
     let coordinator = channel(&options.coordinator_address).context("--coordinator-address")?;
     let cluster = channel(&options.cluster_address).context("--cluster-address")?;
-    let registry = registry(&options)?;
+    let registry = registry(&options, &settings)?;
     settings.check_types(&subscribed_types(&options))?;
     let (listener, address) = bind(&options.rest_host, options.submitter_port).await.context("--submitter-port")?;
 
@@ -226,7 +229,7 @@ fn subscribed_types(options: &MasterOptions) -> Vec<String> {
         .collect()
 }
 
-fn registry(options: &MasterOptions) -> anyhow::Result<Registry> {
+fn registry(options: &MasterOptions, settings: &Settings) -> anyhow::Result<Registry> {
     if let Some(dir) = &options.programs_dir {
         anyhow::ensure!(dir.is_dir(), "--programs-dir: {} is not a directory", dir.display());
     }
@@ -235,6 +238,10 @@ fn registry(options: &MasterOptions) -> anyhow::Result<Registry> {
         enabled: Some(names),
         programs_dir: options.programs_dir.clone(),
         data_dir: None,
+        python: Python {
+            command: options.python.clone(),
+            timeout: Duration::from_secs(settings.paddle_fl.compile_timeout.into()),
+        },
         shim: Shim::this_program()?,
         who: format!("master {}", options.party_id),
     })?)

@@ -14,6 +14,7 @@ use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::proposal;
 use crate::wire::metadata;
+use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +103,7 @@ impl Runner {
             _ => {
                 let (content, pin) = self
                     .shared
-                    .keep_patiently(request(job, prepared.proposal_tasks).encode_to_vec())
+                    .keep_patiently(encoded(request(job, prepared.proposal_tasks)))
                     .await
                     .map_err(io_failure)?;
                 pins.extend(pin);
@@ -197,7 +198,8 @@ impl Runner {
 
     async fn stored_request(&self, job: &Job) -> anyhow::Result<proposal::Req> {
         let content = job.proposal.as_ref().ok_or_else(|| anyhow::anyhow!("it is gone"))?;
-        Ok(proposal::Req::decode(self.shared.load(content).await?.as_slice())?)
+        // From the buffer, not a slice: the payloads stay parts of it.
+        Ok(proposal::Req::decode(Bytes::from(self.shared.load(content).await?))?)
     }
 
     /// The durable record, if it still waits for this step.
@@ -248,5 +250,44 @@ fn request(job: &Job, tasks: Vec<WireTask>) -> proposal::Req {
         proposal_wait_time: job.plan.wait_s,
         minimum_acceptance: job.plan.workers,
         maximum_acceptance: job.plan.workers,
+    }
+}
+
+/// The bytes of a proposal; each task is let go as soon as it is among them, so that hundreds of megabytes are not held twice. Messages written
+/// one after the other are one message that has the repeated fields of all.
+fn encoded(mut request: proposal::Req) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(request.encoded_len());
+    for task in std::mem::take(&mut request.tasks) {
+        let alone = proposal::Req {
+            tasks: vec![task],
+            ..proposal::Req::default()
+        };
+        alone.encode_raw(&mut bytes);
+    }
+    request.encode_raw(&mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_encoded_by_parts_is_the_whole_one() {
+        let task = |id: &str| WireTask {
+            task_id: id.to_owned(),
+            ..WireTask::default()
+        };
+        let whole = proposal::Req {
+            job_id: "p1-1".into(),
+            job_type: "dummy".into(),
+            tasks: vec![task("trainer_0"), task("trainer_1")],
+            proposal_wait_time: 5,
+            minimum_acceptance: 2,
+            maximum_acceptance: 2,
+        };
+        let bytes = encoded(whole.clone());
+        assert_eq!(bytes.len(), whole.encoded_len());
+        assert_eq!(proposal::Req::decode(bytes.as_slice()).unwrap(), whole);
     }
 }

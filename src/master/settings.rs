@@ -17,6 +17,22 @@ pub(super) struct Settings {
     pub submit_tries: u32,
     /// Limits on compiling.
     pub preparing: Preparing,
+    /// Limits on the steps of `paddle_fl`.
+    pub paddle_fl: PaddleFl,
+}
+
+/// Limits on the steps of `paddle_fl`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PaddleFl {
+    /// Seconds a compile step may take; the real ones take seconds, with a model to fetch minutes.
+    pub compile_timeout: u32,
+}
+
+impl Default for PaddleFl {
+    fn default() -> Self {
+        Self { compile_timeout: 1800 }
+    }
 }
 
 /// Limits on compiling.
@@ -40,6 +56,7 @@ impl Default for Settings {
             propose_again: false,
             submit_tries: 10,
             preparing: Preparing::default(),
+            paddle_fl: PaddleFl::default(),
         }
     }
 }
@@ -64,6 +81,10 @@ impl Settings {
         if let Some(party) = both {
             anyhow::bail!("--config: {party} is in accept.initiators and in accept.not_initiators; leave it in one");
         }
+        anyhow::ensure!(
+            settings.paddle_fl.compile_timeout > 0,
+            "--config: paddle_fl.compile_timeout must be at least 1 second"
+        );
         Ok(settings)
     }
 

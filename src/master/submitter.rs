@@ -278,7 +278,7 @@ impl Submitter {
             _ => return None,
         };
         let bytes = self.shared.load(&content).await;
-        match bytes.and_then(|bytes| Ok(WireTask::decode(bytes.as_slice())?)) {
+        match bytes.and_then(|bytes| Ok(WireTask::decode(bytes::Bytes::from(bytes))?)) {
             Ok(task) => Some(task),
             Err(error) => {
                 let outcome = Outcome::without_process(End::Failed, format!("the stored task cannot be read: {error:#}"));

@@ -137,11 +137,11 @@ impl Payloads {
     }
 
     /// Make bytes fit for a record: few of them inline, many as a file, which the pin keeps until the record that refers to it is counted.
-    pub fn keep(&self, bytes: Vec<u8>) -> Result<(Content, Option<Pinned>), Error> {
-        if bytes.len() <= INLINE_MAX {
-            return Ok((Content::Inline(bytes), None));
+    pub fn keep(&self, bytes: impl Into<Vec<u8>> + AsRef<[u8]>) -> Result<(Content, Option<Pinned>), Error> {
+        if bytes.as_ref().len() <= INLINE_MAX {
+            return Ok((Content::Inline(bytes.into()), None));
         }
-        let pinned = self.put(&bytes)?;
+        let pinned = self.put(bytes.as_ref())?;
         Ok((Content::Stored(*pinned), Some(pinned)))
     }
 
@@ -178,9 +178,11 @@ impl Payloads {
     ///
     /// A reader whose record may be released meanwhile takes a [`Payloads::pin`] first, to tell removed from damaged.
     pub fn get(&self, payload: &PayloadRef) -> Result<Vec<u8>, Error> {
-        let mut content = Vec::new();
         let path = self.shared.files.path(&payload.hash);
-        match self.reader(payload)?.read_to_end(&mut content) {
+        let mut reader = self.reader(payload)?;
+        // The file has this length, `reader` has looked; a buffer that grew to it would take twice as much.
+        let mut content = Vec::with_capacity(usize::try_from(payload.len).unwrap_or_default());
+        match reader.read_to_end(&mut content) {
             Ok(_) => Ok(content),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
                 file: path,

@@ -4,7 +4,19 @@
 //! [`fedvision::framework::coordinator::subscribe::Req`]. Nothing here decides; the roles do.
 
 pub mod connect;
+pub mod python_json;
 pub mod serve;
+
+/// `google.protobuf.Any`, with its value as a part of the buffer that the message came in: tasks carry hundreds of megabytes in it.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Any {
+    /// What the value is, `type.googleapis.com/` and the full name of a message.
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    /// The message, encoded.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: bytes::Bytes,
+}
 
 /// Our additions to FedVision calls that are no messages: gRPC metadata, which a 0.1 peer neither sends nor reads.
 pub mod metadata {

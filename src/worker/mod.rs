@@ -12,7 +12,7 @@ mod tasks;
 use crate::config::WorkerOptions;
 use crate::engine::clock::new_instance;
 use crate::job_types::exec::Shim;
-use crate::job_types::{Options, Registry};
+use crate::job_types::{Options, Python, Registry};
 use crate::machine::ids::WorkerId;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
@@ -21,9 +21,12 @@ use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tasks::Tasks;
 
 const ROLE: &str = "cluster-worker";
+/// The longest `--paddle-timeout`, seconds: a year.
+const PADDLE_TIMEOUT_MAX_S: u64 = 366 * 24 * 3600;
 
 /// One worker process, as its connections see it.
 struct Worker {
@@ -83,6 +86,10 @@ pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Sh
         enabled: None,
         programs_dir: options.programs_dir.clone(),
         data_dir: options.data_base_dir.clone(),
+        python: Python {
+            command: options.python.clone(),
+            timeout: Duration::from_secs(options.paddle_timeout),
+        },
         shim,
         who: format!("worker {name}"),
     })?;
@@ -146,6 +153,10 @@ fn check(mut options: WorkerOptions) -> anyhow::Result<(WorkerOptions, WorkerId)
         options.port_start,
         options.port_end
     );
+    ensure!(
+        (1..=PADDLE_TIMEOUT_MAX_S).contains(&options.paddle_timeout),
+        "--paddle-timeout: must be 1 to {PADDLE_TIMEOUT_MAX_S} seconds"
+    );
     channel(&options.manager_address).context("--manager-address")?;
     options.data_base_dir = options.data_base_dir.map(|dir| existing("--data-base-dir", &dir)).transpose()?;
     options.programs_dir = options.programs_dir.map(|dir| existing("--programs-dir", &dir)).transpose()?;
@@ -189,6 +200,8 @@ mod tests {
             manager_address: "127.0.0.1:1".into(),
             data_base_dir: None,
             programs_dir: None,
+            python: "python3".into(),
+            paddle_timeout: 1,
             work_dir: dir.join("work"),
         }
     }
@@ -201,7 +214,7 @@ mod tests {
         assert!(check(options(dir.path())).unwrap().0.work_dir.is_absolute());
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let cases: [(&str, Spoil); 8] = [
+        let cases: [(&str, Spoil); 9] = [
             ("--name: must not be empty", |o, _| o.name.clear()),
             ("--worker-ip", |o, _| o.worker_ip = "a b".into()),
             ("--max-tasks", |o, _| o.max_tasks = 0),
@@ -209,6 +222,7 @@ mod tests {
             ("--manager-address: \"x\" is not an address", |o, _| o.manager_address = "x".into()),
             ("--data-base-dir", |o, file| o.data_base_dir = Some(file.with_file_name("none"))),
             ("--programs-dir", |o, file| o.programs_dir = Some(file)),
+            ("--paddle-timeout: must be", |o, _| o.paddle_timeout = 0),
             ("--work-dir", |o, file| o.work_dir = file.join("x")),
         ];
         for (part, spoil) in cases {

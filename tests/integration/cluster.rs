@@ -159,9 +159,9 @@ impl Manager {
 
 fn task(job: &str, task: &str, assignee: &str, size: usize) -> Task {
     let value = vec![7; size];
-    let any = prost_types::Any {
+    let any = fedbroker::wire::Any {
         type_url: "t".into(),
-        value,
+        value: value.into(),
     };
     Task {
         job_id: job.into(),

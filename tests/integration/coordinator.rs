@@ -141,9 +141,9 @@ async fn offered(offers: &mut Offers) -> String {
 
 fn task(index: usize, len: usize) -> Task {
     let value = vec![u8::try_from(index).unwrap(); len];
-    let payload = prost_types::Any {
+    let payload = fedbroker::wire::Any {
         type_url: "type.googleapis.com/fedbroker.v1.DummyTask".into(),
-        value,
+        value: value.into(),
     };
     Task {
         job_id: "j".into(),

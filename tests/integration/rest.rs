@@ -240,7 +240,7 @@ async fn jobs_that_cannot_be_are_a_400_that_names_the_field() {
         ),
         (
             json!({ "job_type": "paddle_fl", "job_config": {} }),
-            "job type paddle_fl not supported".to_owned(),
+            "'proposal_wait_time' is a required property".to_owned(),
         ),
         (json!({ "job_type": "", "job_config": {} }), "job type  not supported".to_owned()),
         (json!({ "job_type": long, "job_config": {} }), "not supported".to_owned()),

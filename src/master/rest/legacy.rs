@@ -1,11 +1,12 @@
 //! `/submit` and `/query` as FedVision 0.1 has them; the content type of a request is not asked for.
 
-use super::{BODY_MAX, Door, READ_LIMIT, READ_MAX, python_json, retry_after};
+use super::{BODY_MAX, Door, READ_LIMIT, READ_MAX, retry_after};
 use crate::engine::{Condition, Refusal};
 use crate::machine::ids::TypeName;
 use crate::machine::master::records::JobState;
 use crate::machine::master::{Command, Rejection, Reply};
 use crate::store::Error as StoreError;
+use crate::wire::python_json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -69,7 +70,7 @@ async fn accept(door: &Door, request: Request) -> Result<String, Bad> {
     let plan = door
         .shared
         .registry
-        .plan(&job_type, &config)
+        .plan(&job_type, &config, algorithm_config.as_deref())
         .map_err(|error| bad(error.to_string()))?;
     let job_type = TypeName::parse(job_type).map_err(|error| bad(format!("job_{error}")))?;
     let disk = |error: anyhow::Error| {

@@ -6,7 +6,6 @@
 mod backup;
 mod health;
 mod legacy;
-mod python_json;
 mod server;
 mod v1;
 

@@ -223,9 +223,9 @@ impl Lonely {
 
     async fn propose(&self, job: &str) -> Result<proposal::Status, Status> {
         let value = vec![b'x'; 2000];
-        let any = prost_types::Any {
+        let any = fedbroker::wire::Any {
             type_url: "t".into(),
-            value,
+            value: value.into(),
         };
         let task = Task {
             job_id: job.into(),

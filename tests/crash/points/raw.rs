@@ -174,7 +174,10 @@ fn task(job: &str, task: &str, assignee: &str, sleep_ms: u64, filling: usize) ->
         job_id: job.into(),
         task_id: task.into(),
         task_type: "dummy_trainer".into(),
-        task: Some(prost_types::Any { type_url, value }),
+        task: Some(fedbroker::wire::Any {
+            type_url,
+            value: value.into(),
+        }),
         assignee: assignee.into(),
     }
 }

@@ -4,7 +4,7 @@ mod manager;
 
 use fedbroker::config::WorkerOptions;
 use fedbroker::job_types::exec::Shim;
-use fedbroker::job_types::{Options, PrepareInput, Registry};
+use fedbroker::job_types::{Options, PrepareInput, Python, Registry};
 use fedbroker::supervisor::Supervisor;
 use fedbroker::wire::fedbroker::v1::{DummyTask, ProgramTask, TaskAttempt, outcome::State};
 use fedbroker::wire::fedvision::framework::Task;
@@ -43,6 +43,8 @@ fn options(dir: &Path, manager: &Manager, max_tasks: u32) -> WorkerOptions {
         manager_address: manager.address.to_string(),
         data_base_dir: Some(dir.join("data")),
         programs_dir: Some(dir.join("programs")),
+        python: "python3".into(),
+        paddle_timeout: 60,
         work_dir: dir.join("work"),
     }
 }
@@ -82,9 +84,9 @@ fn task(job: &str, id: &str, task_type: &str, url: &str, payload: &impl Message)
         job_id: job.into(),
         task_id: id.into(),
         task_type: task_type.into(),
-        task: Some(prost_types::Any {
+        task: Some(fedbroker::wire::Any {
             type_url: format!("type.googleapis.com/fedbroker.v1.{url}"),
-            value: payload.encode_to_vec(),
+            value: payload.encode_to_vec().into(),
         }),
         assignee: String::new(),
     }
@@ -510,6 +512,10 @@ async fn the_example_learns() {
         enabled: None,
         programs_dir: Some(examples),
         data_dir: None,
+        python: Python {
+            command: "python3".into(),
+            timeout: DEADLINE,
+        },
         shim: Shim::at(BINARY),
         who: "master p1".into(),
     })
@@ -554,6 +560,10 @@ async fn a_compile_step_ends_when_nobody_waits_for_it() {
         enabled: None,
         programs_dir: Some(dir.path().join("programs")),
         data_dir: None,
+        python: Python {
+            command: "python3".into(),
+            timeout: DEADLINE,
+        },
         shim: Shim::at(BINARY),
         who: "master p1".into(),
     })
