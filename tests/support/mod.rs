@@ -42,6 +42,8 @@ pub struct Role {
     /// For messages and the log file.
     pub name: String,
     args: Vec<String>,
+    /// Added to its environment.
+    pub env: Vec<(String, String)>,
     log: PathBuf,
     running: Option<(Child, ChildStdin)>,
     /// The crash point at which its next processes die, `<name>` or `<name>:<n>`; debug builds only.
@@ -57,10 +59,25 @@ impl Role {
         Self {
             name: name.to_owned(),
             args,
+            env: Vec::new(),
             log: logs.join(format!("{name}.log")),
             running: None,
             dies_at: None,
             address: String::new(),
+        }
+    }
+
+    /// The value of a flag.
+    pub fn flag(&self, flag: &str) -> Option<&str> {
+        let at = self.args.iter().position(|arg| arg == flag)?;
+        self.args.get(at + 1).map(String::as_str)
+    }
+
+    /// Give a flag another value from the next start on, or add it.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        match self.args.iter().position(|arg| arg == flag) {
+            Some(at) => value.clone_into(&mut self.args[at + 1]),
+            None => self.args.extend([flag.to_owned(), value.to_owned()]),
         }
     }
 
@@ -111,6 +128,7 @@ impl Role {
             .arg("--stop-on-stdin-end")
             .envs(self.dies_at.as_ref().map(|point| ("FEDBROKER_CRASH_POINT", point)))
             .env("FEDBROKER_LOG", "info,fedbroker=debug")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(stdout)
             .stderr(stderr)
