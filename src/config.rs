@@ -21,6 +21,9 @@ pub struct CoordinatorOptions {
     /// Seconds after its start in which parties that are not there yet are waited for before a proposal is refused
     #[arg(long, default_value_t = 8)]
     pub settle: u64,
+    /// Seconds a closed proposal keeps its tasks, for parties that ask again after a crash
+    #[arg(long, default_value_t = 3600)]
+    pub keep_closed: u64,
 }
 
 /// `fedbroker cluster-manager`

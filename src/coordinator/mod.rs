@@ -29,8 +29,6 @@ use tonic::transport::server::TcpIncoming;
 
 /// The role's word in its data directory and in Hello.
 const ROLE: &str = "coordinator";
-/// How long a closed proposal keeps its tasks: a chosen party that was down asks again within minutes or not at all.
-const KEEP_CLOSED: Duration = Duration::from_secs(3600);
 /// How long connections have to end once the role stops; a client that does not read must not hold it up.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -80,7 +78,7 @@ impl Bound {
         } = self;
         let rules = Rules {
             party_lease_ms: options.party_lease.saturating_mul(1000),
-            keep_closed_ms: u64::try_from(KEEP_CLOSED.as_millis()).unwrap_or(u64::MAX),
+            keep_closed_ms: options.keep_closed.saturating_mul(1000),
             settle_ms: options.settle.saturating_mul(1000),
         };
         let machine = Coordinator::new(rules);

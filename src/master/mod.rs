@@ -30,7 +30,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use settings::Settings;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -66,13 +66,15 @@ pub struct Shared {
 
 /// How the subscription at the coordinator stands, for readiness and status. Volatile; cheap to clone.
 #[derive(Clone, Default)]
-pub struct Subscription(Arc<Mutex<SubscriptionState>>);
+pub struct Subscription(Arc<tokio::sync::watch::Sender<SubscriptionState>>);
 
 /// See [`Subscription`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscriptionState {
     /// Offers reach this party, as far as it can know.
     pub connected: bool,
+    /// The coordinator has been asked, and does not let this party in.
+    pub refused: bool,
     /// Why not, or what the last trouble was.
     pub trouble: Option<String>,
 }
@@ -80,11 +82,17 @@ pub struct SubscriptionState {
 impl Subscription {
     /// As it stands.
     pub fn get(&self) -> SubscriptionState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
     }
 
-    fn set(&self, connected: bool, trouble: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = SubscriptionState { connected, trouble };
+    fn set(&self, state: SubscriptionState) {
+        self.0.send_replace(state);
+    }
+
+    /// Resolves once the coordinator has taken this party, or refused it.
+    async fn decided(&self) {
+        // The sender is in `self`.
+        let _ = self.0.subscribe().wait_for(|state| state.connected || state.refused).await;
     }
 }
 
@@ -172,7 +180,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
 
     let rules = Rules {
         party: party.clone(),
-        accept: settings.accept,
+        accept: settings.accept.clone(),
         propose_again: settings.propose_again,
         submit_tries: settings.submit_tries,
     };
@@ -194,9 +202,9 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
 
     let (effects, queue) = mpsc::unbounded_channel();
     let executors = Executors {
-        runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings.preparing),
-        submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone()),
-        subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options)),
+        runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings),
+        submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone(), &settings.patience),
+        subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options), &settings.patience),
     };
     executors.start(queue);
     opened

@@ -1,7 +1,7 @@
 //! Carries a job from its record to a verdict: compiles and packs it, then proposes it.
 
 use super::Shared;
-use super::settings::Preparing;
+use super::settings::Settings;
 use super::submitter::pause;
 use crate::job_types::PrepareInput;
 use crate::machine::ids::{JobId, TaskId, TypeName};
@@ -22,24 +22,23 @@ use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// How much longer than its window a Proposal call may take: the coordinator answers when the window closes, and a call given up early
-/// would leave the parties of a FedVision 0.1 coordinator waiting for ever.
-const WINDOW_SLACK: Duration = Duration::from_secs(60);
-
 /// Compiles, packs and proposes. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Runner {
     shared: Shared,
     coordinator: Channel,
     preparing: Arc<Semaphore>,
+    /// How much longer than its window a Proposal call may take: the coordinator answers when the window closes.
+    proposal_slack: Duration,
 }
 
 impl Runner {
-    pub(super) fn new(shared: Shared, coordinator: Channel, preparing: &Preparing) -> Self {
+    pub(super) fn new(shared: Shared, coordinator: Channel, settings: &Settings) -> Self {
         Self {
             shared,
             coordinator,
-            preparing: Arc::new(Semaphore::new(preparing.at_once)),
+            preparing: Arc::new(Semaphore::new(settings.preparing.at_once)),
+            proposal_slack: Duration::from_secs(settings.patience.proposal_s),
         }
     }
 
@@ -136,7 +135,7 @@ impl Runner {
             Ok(request) => request,
             Err(error) => return Some(Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))),
         };
-        let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + WINDOW_SLACK;
+        let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + self.proposal_slack;
         let mut backoff = Backoff::new();
         loop {
             let kind = match hello(self.coordinator.clone(), "master").await {
@@ -149,6 +148,9 @@ impl Runner {
                 }
             };
             let legacy = kind == PeerKind::FedVision;
+            if legacy && !self.takes_part(id).await {
+                continue;
+            }
             if legacy {
                 // From here on the outcome is unknown until the call is answered; a crash must find that written.
                 match self.shared.handle.send(Command::LegacyProposal { job: id.clone(), step }).await {
@@ -159,10 +161,7 @@ impl Runner {
             match tokio::time::timeout(limit, self.call(request.clone())).await {
                 Ok(Ok(verdict)) => return Some(verdict),
                 Ok(Err(status)) if is_answer(&status, legacy) => {
-                    return Some(Verdict::Refused(format!(
-                        "the coordinator refused the proposal: {}",
-                        status.message()
-                    )));
+                    return Some(Verdict::Refused(refusal(&status)));
                 }
                 _ if legacy => return Some(Verdict::Unknown),
                 Ok(Err(status)) => {
@@ -173,6 +172,19 @@ impl Runner {
             }
             backoff.wait().await;
         }
+    }
+
+    /// At a FedVision 0.1 coordinator this party's own place comes first: an offer to a stream that died with an earlier process of it would burn
+    /// its id for ever, and a proposal before the first Subscribe would be rejected. False if that had to be waited for.
+    async fn takes_part(&self, id: &JobId) -> bool {
+        let state = self.shared.subscription.get();
+        if state.connected || state.refused {
+            return true;
+        }
+        self.note(id, "this party does not take part in the federation yet".to_owned())
+            .await;
+        self.shared.subscription.decided().await;
+        false
     }
 
     async fn call(&self, request: proposal::Req) -> Result<Verdict, Status> {
@@ -236,6 +248,16 @@ fn is_answer(status: &Status, legacy: bool) -> bool {
             | Code::Unimplemented
     );
     refused || (legacy && status.code() == Code::Unknown && status.message().starts_with("Unexpected"))
+}
+
+/// What a refused Proposal call means to a user.
+fn refusal(status: &Status) -> String {
+    let what = status.message();
+    if status.code() == Code::Unknown && what.contains("KeyError") {
+        // Its name for it is the party's id.
+        return format!("a party has left this job type, and a FedVision 0.1 coordinator cannot propose until it is back: {what}");
+    }
+    format!("the coordinator refused the proposal: {what}")
 }
 
 fn io_failure(error: anyhow::Error) -> Failure {

@@ -19,6 +19,8 @@ pub(super) struct Settings {
     pub preparing: Preparing,
     /// Limits on the steps of `paddle_fl`.
     pub paddle_fl: PaddleFl,
+    /// How long calls to other roles may take.
+    pub patience: Patience,
 }
 
 /// Limits on the steps of `paddle_fl`.
@@ -32,6 +34,33 @@ pub(super) struct PaddleFl {
 impl Default for PaddleFl {
     fn default() -> Self {
         Self { compile_timeout: 1800 }
+    }
+}
+
+/// How long calls to other roles may take, seconds: none is ever without a limit, since a FedVision 0.1 peer can leave one unanswered for ever.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Patience {
+    /// A Proposal, beyond its window: a call given up early would leave the parties of a FedVision 0.1 coordinator waiting for ever.
+    pub proposal_s: u64,
+    /// A FetchTask, which is open until the window closes. At a FedVision 0.1 coordinator the party then gives the proposal up; else it asks again.
+    pub fetch_s: u64,
+    /// A call to the cluster manager: a payload of 512 MiB must get through.
+    pub cluster_s: u64,
+}
+
+impl Patience {
+    /// A week: more is none at all.
+    const MOST_S: u64 = 7 * 24 * 3600;
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            proposal_s: 60,
+            fetch_s: 3600,
+            cluster_s: 120,
+        }
     }
 }
 
@@ -57,6 +86,7 @@ impl Default for Settings {
             submit_tries: 10,
             preparing: Preparing::default(),
             paddle_fl: PaddleFl::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -69,6 +99,18 @@ impl Settings {
         let settings: Self = toml::from_str(&text).with_context(|| format!("--config: {} is not right", path.display()))?;
         anyhow::ensure!(settings.submit_tries > 0, "--config: submit_tries must be at least 1");
         anyhow::ensure!(settings.preparing.at_once > 0, "--config: preparing.at_once must be at least 1");
+        let Patience {
+            proposal_s,
+            fetch_s,
+            cluster_s,
+        } = settings.patience;
+        for (key, limit) in [("proposal_s", proposal_s), ("fetch_s", fetch_s), ("cluster_s", cluster_s)] {
+            let (least, most) = (1, Patience::MOST_S);
+            anyhow::ensure!(
+                (least..=most).contains(&limit),
+                "--config: patience.{key} must be {least} to {most}"
+            );
+        }
         anyhow::ensure!(
             settings.accept.at_once != Some(0),
             "--config: accept.at_once must be at least 1; to take part in nothing, give the master no --job-types"

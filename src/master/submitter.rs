@@ -3,6 +3,7 @@
 //! A call that fails is made again with backoff until it is answered; no error ends a lane. How tasks end is learnt by [`super::watch`].
 
 use super::Shared;
+use super::settings::Patience;
 use super::watch::Watcher;
 use crate::engine::Refusal;
 use crate::machine::ids::{JobId, TaskKey};
@@ -27,9 +28,6 @@ use tonic::transport::Channel;
 
 /// Calls in flight at once: enough to fill the manager's commit batches, few enough that large payloads do not pile up in memory.
 const IN_FLIGHT: usize = 64;
-/// How long one call may take: a payload of 512 MiB must get through.
-const CALL_LIMIT: Duration = Duration::from_secs(120);
-
 /// Runs lanes of effects, one lane for each job. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Submitter {
@@ -40,6 +38,8 @@ pub(super) struct Submitter {
     watcher: Watcher,
     lanes: Arc<Mutex<HashMap<JobId, VecDeque<Effect>>>>,
     in_flight: Arc<Semaphore>,
+    /// How long one call may take.
+    call_limit: Duration,
 }
 
 /// Why a call was not answered.
@@ -63,7 +63,7 @@ impl From<Status> for Failed {
 }
 
 impl Submitter {
-    pub(super) fn new(shared: Shared, channel: Channel, address: String) -> Self {
+    pub(super) fn new(shared: Shared, channel: Channel, address: String, patience: &Patience) -> Self {
         let probe = Probe::new(channel.clone(), "master");
         let watcher = Watcher::start(&shared, channel.clone(), probe.clone());
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -75,6 +75,7 @@ impl Submitter {
             watcher,
             lanes: Arc::default(),
             in_flight,
+            call_limit: Duration::from_secs(patience.cluster_s),
         }
     }
 
@@ -158,7 +159,7 @@ impl Submitter {
         let mut backoff = Backoff::new();
         loop {
             let permit = self.in_flight.acquire().await;
-            let answer = tokio::time::timeout(CALL_LIMIT, call()).await;
+            let answer = tokio::time::timeout(self.call_limit, call()).await;
             drop(permit);
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),

@@ -3,7 +3,8 @@
 //! Never deaf for longer than the backoff: a broken stream, a coordinator that went away and a party that is still enrolled from before a
 //! crash all lead back to Subscribe. No Leave at shutdown: at a FedVision 0.1 coordinator it would break other parties' proposals.
 
-use super::Shared;
+use super::settings::Patience;
+use super::{Shared, SubscriptionState};
 use crate::engine::Refusal;
 use crate::machine::ids::{ProposalId, TaskKey, TypeName};
 use crate::machine::master::{Command, WonTask};
@@ -15,14 +16,18 @@ use crate::wire::fedvision::framework::coordinator::coordinator_client::Coordina
 use crate::wire::fedvision::framework::coordinator::{fetch_task, leave, subscribe};
 use crate::wire::metadata;
 use prost::Message;
+use std::future::Future;
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How long a Leave may take. At a FedVision 0.1 coordinator that has offered the party anything since its stream died, it never returns.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
-/// One FetchTask call is open until the proposal's window closes; longer windows are covered by asking again.
-const FETCH_LIMIT: Duration = Duration::from_secs(3600);
+/// A FedVision 0.1 coordinator refuses at once and says nothing when it takes a party: silence for so long is taken for a subscription.
+const SILENCE_IS_CONSENT: Duration = Duration::from_secs(1);
+/// What an operator must know: nothing this process does can mend it.
+const BURNT: &str = "the coordinator has this party enrolled from before and does not let it leave: the party id is burnt, and gets no offers until that \
+                     coordinator is restarted, or the party takes another id";
 /// NOT_ALLOW means that the coordinator does not know this party now; a Subscribe may be under way.
 const NOT_ALLOW_TRIES: u32 = 6;
 
@@ -32,23 +37,34 @@ pub(super) struct Subscriber {
     shared: Shared,
     coordinator: Channel,
     job_types: Vec<String>,
+    /// One FetchTask call is open until the proposal's window closes; longer windows are covered by asking again.
+    fetch_limit: Duration,
 }
 
 /// How one subscription ended.
 enum Ended {
     /// The coordinator still has this party enrolled. One of ours says so only when another process holds the party, and lets this one in
     /// once that one is gone; a FedVision 0.1 one has to be told to forget it.
-    Duplicate(PeerKind),
+    Duplicate,
     /// The stream ended, after it had worked.
     Broken(String),
 }
 
+/// Why this party does not take part now.
+enum Trouble {
+    /// The coordinator does not let it in.
+    Refused(String),
+    /// It could not be asked, or the stream is gone.
+    Passing(String),
+}
+
 impl Subscriber {
-    pub(super) fn new(shared: Shared, coordinator: Channel, job_types: Vec<String>) -> Self {
+    pub(super) fn new(shared: Shared, coordinator: Channel, job_types: Vec<String>, patience: &Patience) -> Self {
         Self {
             shared,
             coordinator,
             job_types,
+            fetch_limit: Duration::from_secs(patience.fetch_s),
         }
     }
 
@@ -64,45 +80,67 @@ impl Subscriber {
         self.shared.supervisor.spawn("subscriber", Policy::Essential, async move {
             let mut backoff = Backoff::new();
             loop {
-                let trouble = match subscriber.subscribe(&mut backoff).await {
-                    Ok(Ended::Duplicate(PeerKind::FedVision)) => subscriber.leave().await,
-                    Ok(Ended::Duplicate(PeerKind::Fedbroker { .. })) => "another process takes part under this party id".to_owned(),
-                    Ok(Ended::Broken(why)) => format!("the subscription ended: {why}"),
-                    Err(status) => format!("the coordinator cannot be reached: {}", status.message()),
+                let (refused, trouble) = match subscriber.take_part(&mut backoff).await {
+                    Trouble::Refused(trouble) => (true, trouble),
+                    Trouble::Passing(trouble) => (false, trouble),
                 };
-                tracing::warn!(why = trouble, "not subscribed, trying again");
-                subscriber.shared.subscription.set(false, Some(trouble));
+                if subscriber.shared.subscription.get().trouble.as_ref() == Some(&trouble) {
+                    tracing::debug!(why = trouble, "still not subscribed, trying again");
+                } else {
+                    tracing::warn!(why = trouble, "not subscribed, trying again");
+                }
+                subscriber.shared.subscription.set(SubscriptionState {
+                    connected: false,
+                    refused,
+                    trouble: Some(trouble),
+                });
                 backoff.wait().await;
             }
         });
     }
 
-    async fn subscribe(&self, backoff: &mut Backoff) -> Result<Ended, Status> {
-        let kind = hello(self.coordinator.clone(), "master").await?;
+    /// Until there is trouble; says which.
+    async fn take_part(&self, backoff: &mut Backoff) -> Trouble {
+        let cannot = |status: &Status| Trouble::Passing(format!("the coordinator cannot be reached: {}", status.message()));
+        let kind = match hello(self.coordinator.clone(), "master").await {
+            Ok(kind) => kind,
+            Err(status) => return cannot(&status),
+        };
+        let mut has_left = false;
+        loop {
+            match self.subscribe(&kind, backoff).await {
+                Ok(Ended::Duplicate) if kind == PeerKind::FedVision && !has_left => match self.leave().await {
+                    // At once, over the same connection: until this party is back, nobody can propose what it takes part in.
+                    Ok(()) => has_left = true,
+                    Err(trouble) => return trouble,
+                },
+                Ok(Ended::Duplicate) => return Trouble::Refused("another process takes part under this party id".to_owned()),
+                Ok(Ended::Broken(why)) => return Trouble::Passing(format!("the subscription ended: {why}")),
+                Err(status) => return cannot(&status),
+            }
+        }
+    }
+
+    async fn subscribe(&self, kind: &PeerKind, backoff: &mut Backoff) -> Result<Ended, Status> {
         let mut request = Request::new(subscribe::Req {
             party_id: self.shared.party.as_str().to_owned(),
             job_types: self.job_types.clone(),
             credential: String::new(),
         });
-        if let (PeerKind::Fedbroker { .. }, Ok(instance)) = (&kind, self.shared.instance.parse()) {
+        if let (PeerKind::Fedbroker { .. }, Ok(instance)) = (kind, self.shared.instance.parse()) {
             request.metadata_mut().insert(metadata::INSTANCE, instance);
         }
-        // A FedVision 0.1 coordinator sends nothing, not even headers, before the first offer: this call may be pending for days, and a
-        // time-out on it would leave the party enrolled and dead.
-        let silent = kind == PeerKind::FedVision;
-        if silent {
-            self.shared
-                .subscription
-                .set(true, Some("a FedVision 0.1 coordinator does not confirm a subscription".to_owned()));
-        }
         let mut client = self.client();
-        let response = client.subscribe(request).await?;
-        let enrolled = response.metadata().contains_key(metadata::ENROLLED);
+        let call = client.subscribe(request);
+        let response = match kind {
+            PeerKind::Fedbroker { .. } => call.await?,
+            PeerKind::FedVision => self.silently(call).await?,
+        };
+        let mut confirmed = response.metadata().contains_key(metadata::ENROLLED);
         let mut offers = response.into_inner();
-        if enrolled {
-            self.shared.subscription.set(true, None);
+        if confirmed {
+            self.subscribed(None);
             backoff.reset();
-            tracing::info!(party = %self.shared.party, job_types = ?self.job_types, "subscribed");
         }
         loop {
             let offer = match offers.message().await {
@@ -111,14 +149,39 @@ impl Subscriber {
                 Err(status) => return Ok(Ended::Broken(status.message().to_owned())),
             };
             match offer.status() {
-                subscribe::Status::DuplicateEnroll => return Ok(Ended::Duplicate(kind)),
+                subscribe::Status::DuplicateEnroll => return Ok(Ended::Duplicate),
                 subscribe::Status::NotServing => return Ok(Ended::Broken("the coordinator is not serving".to_owned())),
                 subscribe::Status::Success => {
+                    if !std::mem::replace(&mut confirmed, true) {
+                        self.subscribed(None);
+                    }
                     backoff.reset();
                     self.offered(offer).await;
                 }
             }
         }
+    }
+
+    /// A FedVision 0.1 coordinator sends nothing, not even headers, before the first offer: the call may be pending for days, and a time-out
+    /// on it would leave the party enrolled and dead.
+    async fn silently<T>(&self, call: impl Future<Output = T>) -> T {
+        tokio::pin!(call);
+        tokio::select! {
+            answered = &mut call => return answered,
+            () = tokio::time::sleep(SILENCE_IS_CONSENT) => {}
+        }
+        let unconfirmed = "a FedVision 0.1 coordinator does not confirm a subscription".to_owned();
+        self.subscribed(Some(unconfirmed));
+        call.await
+    }
+
+    fn subscribed(&self, trouble: Option<String>) {
+        tracing::info!(party = %self.shared.party, job_types = ?self.job_types, but = trouble, "subscribed");
+        self.shared.subscription.set(SubscriptionState {
+            connected: true,
+            refused: false,
+            trouble,
+        });
     }
 
     async fn offered(&self, offer: subscribe::Rep) {
@@ -132,17 +195,19 @@ impl Subscriber {
         }
     }
 
-    /// Make the coordinator forget this party's earlier enrolment; says what came of it.
-    async fn leave(&self) -> String {
+    /// Make the coordinator forget this party's earlier enrolment, or say why it does not.
+    async fn leave(&self) -> Result<(), Trouble> {
         let party_id = self.shared.party.as_str().to_owned();
         match tokio::time::timeout(LEAVE_LIMIT, self.client().leave(leave::Req { party_id })).await {
-            Ok(Ok(_)) => "the party was still enrolled from before; it has left and subscribes again".to_owned(),
-            Ok(Err(status)) => format!("the party is still enrolled from before, and cannot leave: {}", status.message()),
-            Err(_) => {
-                "the coordinator has this party enrolled from before and does not let it leave: it gets no offers until that coordinator \
-                       is restarted, or the party takes another id"
-                    .to_owned()
+            Ok(Ok(_)) => {
+                tracing::info!(party = %self.shared.party, "the party was still enrolled from before; it has left and subscribes again");
+                Ok(())
             }
+            Ok(Err(status)) => Err(Trouble::Passing(format!(
+                "the party is still enrolled from before, and cannot leave: {}",
+                status.message()
+            ))),
+            Err(_) => Err(Trouble::Refused(BURNT.to_owned())),
         }
     }
 
@@ -191,7 +256,7 @@ impl Subscriber {
                 party_id: self.shared.party.as_str().to_owned(),
                 proposal_id: proposal.as_str().to_owned(),
             };
-            match tokio::time::timeout(FETCH_LIMIT, self.client().fetch_task(request)).await {
+            match tokio::time::timeout(self.fetch_limit, self.client().fetch_task(request)).await {
                 Ok(Ok(reply)) => {
                     let reply = reply.into_inner();
                     match reply.status() {
@@ -217,7 +282,7 @@ impl Subscriber {
                 Ok(Err(status)) => tracing::debug!(%proposal, why = status.message(), "fetch failed, trying again"),
                 // A 0.1 coordinator whose proposer vanished never closes the window.
                 Err(_) if matches!(hello(self.coordinator.clone(), "master").await, Ok(PeerKind::FedVision)) => {
-                    return Err("the coordinator did not answer for an hour".to_owned());
+                    return Err(format!("the coordinator did not answer for {} s", self.fetch_limit.as_secs()));
                 }
                 Err(_) => {}
             }

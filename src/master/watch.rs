@@ -143,7 +143,7 @@ fn from_wire(wire: v1::Outcome) -> Outcome {
         outcome::State::Failed => (End::Failed, "the task failed"),
         outcome::State::NotFound => (
             End::Failed,
-            "the cluster manager does not know the task; was its data directory replaced?",
+            "the cluster manager does not know the task: its data directory was replaced, or it has taken the place of a FedVision 0.1 one",
         ),
         outcome::State::Unspecified => (End::Failed, "the cluster manager did not say how the task ended"),
     };

@@ -58,6 +58,7 @@ impl Server {
             data_dir: data_dir.to_owned(),
             party_lease: 60,
             settle: 0,
+            keep_closed: 3600,
         };
         let (bound, address) = oneshot::channel();
         let supervisor = Supervisor::new();

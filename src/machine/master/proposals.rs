@@ -57,6 +57,17 @@ impl Master {
             return Err(Rejection::Late(format!("proposal {proposal}")));
         }
         let at = input.now;
+        for earlier in self.earlier_of_the_job(&proposal) {
+            let reason = format!("the job was proposed again, as {proposal}");
+            out.emit(
+                self,
+                Event::ProposalMissed {
+                    proposal: earlier,
+                    reason: clip(one_line(&reason), REASON_MAX),
+                    at,
+                },
+            );
+        }
         match result.and_then(|won| self.check_won(&proposal, won, input.recalled.as_ref())) {
             Ok(WonTask { key, task_type, content }) => {
                 out.emit(
@@ -87,6 +98,16 @@ impl Master {
             }
         }
         Ok(Reply::Done)
+    }
+
+    /// Earlier proposals of the same job that are still to be answered. A job is proposed again only when nobody waits for the first proposal any
+    /// more, and then a FedVision 0.1 coordinator never closes it.
+    fn earlier_of_the_job(&self, proposal: &ProposalId) -> Vec<ProposalId> {
+        let Some((job, number)) = parts_of(proposal) else {
+            return Vec::new();
+        };
+        let earlier = self.offered_of(&job).filter(|id| parts_of(id).is_some_and(|(_, n)| n < number));
+        earlier.take(EARLIER_MAX).cloned().collect()
     }
 
     /// A task that another party sent must be of the job it was proposed for, and must not take the place of one that is here.
@@ -122,19 +143,35 @@ impl Master {
 
     /// True while a fetch for one of the job's own proposals is out.
     pub(super) fn fetches_for(&self, job: &JobId) -> bool {
-        let Ok(first) = ProposalId::parse(format!("{job}-coo_")) else {
-            return false;
-        };
-        let mut from_here = self.participations.range(first.clone()..).map(|(_, p)| p);
-        from_here
-            .by_ref()
-            .take_while(|p| p.proposal.as_str().starts_with(first.as_str()))
-            .any(|p| p.state == ParticipationState::Offered)
+        self.offered_of(job).next().is_some()
+    }
+
+    /// The proposals of a job that are being fetched.
+    fn offered_of(&self, job: &JobId) -> impl Iterator<Item = &ProposalId> {
+        // A job id that leaves no room for a number has no proposals.
+        let first = ProposalId::parse(format!("{job}{INFIX}")).ok();
+        let from_here = first.clone().map(|first| self.participations.range(first..));
+        let of_job = from_here.into_iter().flatten().map(|(_, participation)| participation);
+        of_job
+            .take_while(move |p| first.as_ref().is_some_and(|first| p.proposal.as_str().starts_with(first.as_str())))
+            .filter(|p| p.state == ParticipationState::Offered)
+            .map(|p| &p.proposal)
     }
 }
 
+/// What is between the job and the number in a proposal id.
+const INFIX: &str = "-coo_";
+/// Proposals given up in one command; there is one for each time a job is proposed again.
+const EARLIER_MAX: usize = 16;
+
 /// The job in `<job_id>-coo_<n>`.
 fn job_of(proposal: &ProposalId) -> Option<JobId> {
-    let (job, _) = proposal.as_str().rsplit_once("-coo_")?;
+    let (job, _) = proposal.as_str().rsplit_once(INFIX)?;
     JobId::parse(job).ok()
+}
+
+/// The job and the number in `<job_id>-coo_<n>`.
+fn parts_of(proposal: &ProposalId) -> Option<(JobId, u64)> {
+    let (_, number) = proposal.as_str().rsplit_once(INFIX)?;
+    Some((job_of(proposal)?, number.parse().ok()?))
 }

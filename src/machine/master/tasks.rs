@@ -48,7 +48,16 @@ impl Master {
                 self.end_and_settle(key, Outcome::without_process(End::Failed, reason), (input, out));
             }
             SubmitAnswer::Refused => {
+                let (refused, tries_in_all) = (tries + 1, self.rules.submit_tries);
+                let note = format!(
+                    "the cluster manager does not take task {} now, {refused} of {tries_in_all} tries",
+                    key.task
+                );
                 out.emit(self, Event::TaskRefused { key: key.clone() });
+                if self.jobs.get(&key.job).is_some_and(|job| job.state == JobState::Running) {
+                    let job = key.job.clone();
+                    out.emit(self, Event::JobNoted { job, note });
+                }
                 out.effect(Effect::Submit { key, tries: tries + 1 });
             }
         }

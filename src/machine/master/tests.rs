@@ -366,6 +366,43 @@ fn an_unknown_outcome_at_an_old_coordinator_fails_or_is_proposed_again() {
 }
 
 #[test]
+fn an_answer_to_a_later_proposal_of_a_job_gives_up_the_earlier_ones() {
+    let mut world = World::new(false);
+    let id = |text: &str| ProposalId::parse(text).unwrap();
+    for text in ["p2-1-1-coo_9", "p2-1-1-coo_10", "p2-1-1-coo_11", "p2-1-10-coo_1"] {
+        world
+            .send(Command::Offered {
+                proposal: id(text),
+                job_type: TypeName::parse("dummy").unwrap(),
+            })
+            .unwrap();
+    }
+    let closed = Err("the proposal closed meanwhile".to_owned());
+    world
+        .send(Command::Fetched {
+            proposal: id("p2-1-1-coo_10"),
+            result: closed.clone(),
+        })
+        .unwrap();
+    // By number, not by text, and none of another job.
+    let Some(Record::Participation(earlier)) = world.ended.get(&Key::Participation(id("p2-1-1-coo_9"))) else {
+        panic!("it is given up")
+    };
+    assert_eq!(
+        earlier.state,
+        ParticipationState::Missed("the job was proposed again, as p2-1-1-coo_10".to_owned())
+    );
+    let left: Vec<_> = world.machine.participations.keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["p2-1-1-coo_11", "p2-1-10-coo_1"]);
+    let late = world.send(Command::Fetched {
+        proposal: id("p2-1-1-coo_9"),
+        result: closed,
+    });
+    assert!(matches!(late, Err(Rejection::Late(_))));
+    world.check_replay();
+}
+
+#[test]
 fn a_sent_task_cannot_take_the_place_of_another() {
     let mut world = World::new(false);
     let job = world.submit(LOCAL);
