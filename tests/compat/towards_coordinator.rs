@@ -137,6 +137,9 @@ async fn leave_that_hangs_is_said_plainly_and_everything_else_goes_on() {
     };
     assert_eq!(standing(&two, burnt).await["subscribed"], false);
     assert!(around.ours.parties[1].master.log().contains("the party id is burnt"));
+    let (code, ready) = two.get("/readyz").await.unwrap();
+    // Jobs are taken: it is told, and fails nothing.
+    assert!(code == 200 && ready.to_string().contains("the party id is burnt"), "{code} {ready}");
     let leaves = around.coordinator.leaves();
     // What it can do without offers it does.
     let job = submit(&two, 1, 1).await;

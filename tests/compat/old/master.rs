@@ -210,7 +210,7 @@ fn task(job: &str, id: &str, task_type: &str, assignee: &str) -> Task {
     value.extend([7; 4096]);
     let payload = fedbroker::wire::Any {
         type_url: "type.googleapis.com/fedbroker.v1.DummyTask".to_owned(),
-        value,
+        value: value.into(),
     };
     Task {
         job_id: job.to_owned(),
