@@ -131,8 +131,16 @@ const WORDS: &[(&str, &[&str], &str)] = &[
         "randomness is an input of the machines; a delay between two tries is none, and layer 1 cannot ask the engine",
     ),
     ("axum", &["src/master/rest"], "one HTTP door"),
-    ("hyper", &["src/master/rest/server.rs"], "the connections of that door have limits"),
-    ("hyper_util", &["src/master/rest/server.rs"], "as above"),
+    (
+        "hyper",
+        &["src/master/rest/server.rs", "src/master/rest/refusal.rs"],
+        "the connections of that door have limits; a refusal has a reason phrase",
+    ),
+    (
+        "hyper_util",
+        &["src/master/rest/server.rs"],
+        "the connections of that door have limits",
+    ),
     ("clap", &["src/config.rs", "src/cli"], "options are read once, at the top"),
     (
         "env::",

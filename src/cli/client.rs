@@ -21,7 +21,7 @@ pub(super) struct Client {
 pub(super) struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// JSON body, null when there is none.
+    /// JSON body; what is no JSON is a string.
     pub body: Value,
 }
 
@@ -92,7 +92,7 @@ impl Client {
             .with_context(|| format!("the master at {} broke off", self.endpoint))?;
         Ok(Answer {
             status,
-            body: serde_json::from_str(&text).unwrap_or(Value::Null),
+            body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
         })
     }
 }
@@ -107,7 +107,8 @@ impl Answer {
             return Ok(self.body);
         }
         let texts = ["exception", "detail", "title"];
-        let why = texts.iter().find_map(|name| self.body[*name].as_str()).unwrap_or("no reason given");
+        let why = texts.iter().find_map(|name| self.body[*name].as_str()).or(self.body.as_str());
+        let why = why.filter(|why| !why.is_empty()).unwrap_or("no reason given");
         anyhow::bail!("{} ({})", why, self.status)
     }
 }

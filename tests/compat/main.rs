@@ -1,5 +1,5 @@
-//! What others made and expect of us: directories of earlier releases, messages and programs of FedVision 0.1, and its peers with all their
-//! faults (`old`).
+//! What others made and expect of us: directories of earlier releases, messages, REST answers and programs of FedVision 0.1, and its
+//! peers with all their faults (`old`).
 
 mod federation;
 #[allow(dead_code, reason = "the other tests use the rest")]
@@ -8,6 +8,7 @@ mod gated;
 mod golden;
 mod old;
 mod paddle_fl;
+mod rest;
 mod serving;
 mod stored_formats;
 #[path = "../support/mod.rs"]

@@ -1,11 +1,15 @@
 //! The door of users: HTTP in, commands and durable reads out. Decides nothing.
 //!
-//! `legacy` is the service of FedVision 0.1 (`/submit`, `/query`), `v1` what it never had. Bad input is answered with 400 and its reason, never with
-//! a 500; a store that fails is a 503, a full disk a 507. `server` has the limits of connections.
+//! `legacy` is the service of FedVision 0.1 (`/submit`, `/query`; `request_body`, `python_*` and `refusal` are its parts), `v1` what it never had. Bad
+//! input is answered with 400 and its reason, never with a 500; a store that fails is a 503, a full disk a 507. `server` has the limits of connections.
 
 mod backup;
 mod health;
 mod legacy;
+mod python_reader;
+mod python_value;
+mod refusal;
+mod request_body;
 mod server;
 mod v1;
 
@@ -107,6 +111,8 @@ pub(super) async fn serve(listener: TcpListener, door: Door) {
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/api/v1/backup", post(backup::backup))
+        .fallback(legacy::not_found)
+        .method_not_allowed_fallback(legacy::not_allowed)
         .with_state(door);
     server::run(listener, router, limits, supervisor).await;
 }
