@@ -8,6 +8,7 @@ use crate::machine::outcome::Outcome;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use tokio::io::AsyncWriteExt;
 
 /// The longest path component made of an id, bytes; file systems take 255.
 const COMPONENT_MAX: usize = 200;
@@ -63,7 +64,19 @@ pub(super) async fn write_record(dir: &Path, attempt: &Attempt, task_type: &str,
         "ended": ended.and_then(|(at, _)| time(at)),
         "outcome": ended.map(|(_, outcome)| outcome),
     });
-    if let Err(error) = tokio::fs::write(dir.join("task.json"), format!("{record:#}\n")).await {
+    // The task may have put anything in its place, a link or a pipe, and is not to be followed out of its directory.
+    let (path, new) = (dir.join("task.json"), dir.join(".task.json.new"));
+    let write = async {
+        match tokio::fs::remove_file(&new).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = tokio::fs::File::create_new(&new).await?;
+        file.write_all(format!("{record:#}\n").as_bytes()).await?;
+        file.flush().await?;
+        tokio::fs::rename(&new, &path).await
+    };
+    if let Err(error) = write.await {
         tracing::warn!(dir = %dir.display(), %error, "cannot write task.json");
     }
 }
@@ -87,5 +100,28 @@ mod tests {
         let (one, two) = (component(&"/".repeat(199)), component(&"/".repeat(200)));
         assert!(one.len() <= COMPONENT_MAX && two.len() <= COMPONENT_MAX && one != two);
         assert_eq!(component(&"x".repeat(200)), "x".repeat(200));
+    }
+
+    #[tokio::test]
+    async fn a_record_is_not_written_through_what_the_task_put_in_its_place() {
+        use crate::machine::ids::{JobId, TaskId, TaskKey};
+        let root = tempfile::tempdir().unwrap();
+        let (dir, outside) = (root.path().join("task"), root.path().join("outside"));
+        std::fs::create_dir(&dir).unwrap();
+        let attempt = Attempt {
+            key: TaskKey {
+                job: JobId::parse("j").unwrap(),
+                task: TaskId::parse("t").unwrap(),
+            },
+            number: 1,
+        };
+        for name in ["task.json", ".task.json.new"] {
+            let _ = std::fs::remove_file(dir.join(name));
+            std::os::unix::fs::symlink(&outside, dir.join(name)).unwrap();
+        }
+        write_record(&dir, &attempt, "dummy", Timestamp(1), None).await;
+        assert!(!outside.exists());
+        let record = dir.join("task.json");
+        assert!(record.symlink_metadata().unwrap().is_file() && std::fs::read_to_string(record).unwrap().contains("dummy"));
     }
 }

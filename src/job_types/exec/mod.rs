@@ -8,6 +8,7 @@ mod shim;
 pub use shim::shim_main;
 
 use crate::machine::outcome::{STDERR_TAIL_MAX, clip_front};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -186,11 +187,18 @@ async fn listen(out: tokio::process::ChildStdout, said: &mut Said) {
     }
 }
 
-/// The last lines of a file, at most 1 KiB of text; empty when it cannot be read.
+/// The last lines of a file, at most 1 KiB of text; empty when it cannot be read. The process may have put anything in its place: a pipe, on
+/// which an open would wait for ever, or a link to a file that is not its own.
 async fn tail(path: &Path) -> String {
     let read = async {
-        let mut file = tokio::fs::File::open(path).await?;
-        let len = file.metadata().await?.len();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let flags = i32::try_from(flags.bits()).map_err(std::io::Error::other)?;
+        let mut file = tokio::fs::File::options().read(true).custom_flags(flags).open(path).await?;
+        let meta = file.metadata().await?;
+        if !meta.is_file() {
+            return Ok(String::new());
+        }
+        let len = meta.len();
         file.seek(std::io::SeekFrom::Start(len.saturating_sub(TAIL_READ))).await?;
         let mut bytes = Vec::new();
         file.take(TAIL_READ).read_to_end(&mut bytes).await?;
@@ -215,6 +223,21 @@ fn last_lines(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_process_put_in_place_of_its_stderr_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("plain"), "one\ntwo\n").unwrap();
+        assert_eq!(tail(&path("plain")).await, "one\ntwo");
+        std::os::unix::fs::symlink(path("plain"), path("link")).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for name in ["link", "pipe", "none", "."] {
+            let tail = tokio::time::timeout(Duration::from_secs(20), tail(&path(name))).await;
+            assert_eq!(tail.expect("it waits for a pipe"), "", "{name}");
+        }
+    }
 
     #[test]
     fn the_tail_holds_whole_lines_within_its_limit() {

@@ -122,6 +122,17 @@ async fn trainer_files(dir: &Path, i: u32) -> Result<Vec<PathBuf>, String> {
 /// The bytes of all these files together.
 async fn size(dir: &Path, files: &[PathBuf]) -> Result<u64, String> {
     let mut sum = 0;
+    for own in files.iter().filter_map(|file| file.parent()) {
+        for part in [dir, &dir.join(own)] {
+            let meta = tokio::fs::symlink_metadata(part).await.map_err(|e| unreadable(own, &e))?;
+            if !meta.is_dir() {
+                return Err(format!(
+                    "the compile step wrote compile/{}, which is not a plain directory",
+                    own.display()
+                ));
+            }
+        }
+    }
     for file in files {
         let meta = tokio::fs::symlink_metadata(dir.join(file))
             .await

@@ -234,6 +234,13 @@ async fn what_cannot_be_packed_is_named() {
         error,
         "the compile step wrote compile/trainer0/trainer.main.program, which is not a plain file"
     );
+    let (trainer, elsewhere) = (dir.path().join("trainer0"), dir.path().join("elsewhere"));
+    std::fs::rename(&trainer, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &trainer).unwrap();
+    let error = pack(dir.path(), 2).await.unwrap_err();
+    assert_eq!(error, "the compile step wrote compile/trainer0, which is not a plain directory");
+    std::fs::remove_file(&trainer).unwrap();
+    std::fs::rename(&elsewhere, &trainer).unwrap();
     // A file with a hole in it: told by its length, which is all that is looked at.
     std::fs::remove_file(&main).unwrap();
     std::fs::File::create(&main).unwrap().set_len(512 * 1024 * 1024).unwrap();
