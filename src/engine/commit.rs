@@ -11,7 +11,7 @@ use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Named, Out};
 use crate::store::payload::Pinned;
 use crate::store::space::{FULL, Level, SLACK};
-use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec};
+use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec, write_cost};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 const FULL_COST: usize = COST_MAX * 7 / 16;
 /// What a changed record costs at worst: its value under one key, and the other key it may leave. Records are only encoded once all commands of
 /// the batch have changed them, so their real size is not known before.
-const RECORD_COST: usize = 3 * VALUE_MAX + 2 * 1024;
+const RECORD_COST: usize = write_cost(VALUE_MAX) + write_cost(0);
 /// What a payload reference costs at worst: its count is a record of 80 bytes.
-const REFERENCE_COST: usize = 3 * 80 + 1024;
+const REFERENCE_COST: usize = write_cost(80);
 /// The most commands of one batch, so that the first waiter's answer is not held up by the last one's.
 const COMMANDS_MAX: usize = 1024;
 
@@ -167,7 +167,7 @@ impl<M: Machine> Loop<M> {
         debug_assert!(reply.is_ok() || out.events.is_empty(), "a rejected command must leave no events");
         for event in &out.events {
             let bytes = codec::encode(event);
-            turn.event_cost += 3 * bytes.len() + 1024;
+            turn.event_cost += write_cost(bytes.len());
             turn.events.push(bytes);
         }
         turn.changes.keys.append(&mut out.changes.keys);

@@ -43,13 +43,13 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// Upper estimate of the log space this commit takes in the storage engine: three times the bytes plus 1 KiB for each key.
+    /// The sum of [`write_cost`] over its events and changes.
     pub fn cost(&self) -> usize {
-        let events: usize = self.events.iter().map(|e| 3 * e.len() + 1024).sum();
+        let events: usize = self.events.iter().map(|event| write_cost(event.len())).sum();
         let changes: usize = self
             .changes
             .iter()
-            .map(|(k, v)| 3 * (k.len() + v.as_ref().map_or(0, Vec::len)) + 1024)
+            .map(|(key, body)| write_cost(key.len() + body.as_ref().map_or(0, Vec::len)))
             .sum();
         events + changes
     }
@@ -75,6 +75,11 @@ impl Commit {
         }
         Ok(())
     }
+}
+
+/// Upper estimate of the log space that writing one key takes in the storage engine: three times the bytes plus 1 KiB.
+pub const fn write_cost(bytes: usize) -> usize {
+    3 * bytes + 1024
 }
 
 /// Where the log stands.

@@ -25,24 +25,26 @@ mod high_water;
 mod index;
 pub mod migrate;
 mod open;
+mod position;
 mod proof;
 mod reserve;
 pub mod salvage;
 mod verify;
 
 pub use builder::Builder;
+pub(crate) use position::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, Tally};
 pub use proof::Proof;
 
 use super::codec::{self, DecodeError};
 use super::directory::Directory;
-use super::{Commit, Error, HISTORY, Head, HistoryProof, Page, Seq, Store};
+use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
 use crate::crash_point;
 use barrier::{Barrier, View};
 use before::Before;
 use copy::Copies;
 use disk::{Disk, Each};
 use high_water::{HighWater, Mark};
-use serde::{Deserialize, Serialize};
+use position::{event_key, event_seq, is_history, record_key};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -51,69 +53,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use verify::HistoryCheck;
 
-pub(crate) const HEAD_KEY: &[u8] = b"h";
-pub(crate) const EVENT_PREFIX: u8 = b'e';
-pub(crate) const RECORD_PREFIX: u8 = b'r';
-
 /// Values of the history that are proved in one go, a millisecond's worth.
 const HISTORY_PAGE: usize = 256;
-
-/// The body of the head value, changed by every commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Position {
-    pub epoch: u64,
-    pub batch: u64,
-    pub first_seq: Seq,
-    pub next_seq: Seq,
-    pub live: Tally,
-    pub history: Tally,
-}
-
-impl Position {
-    /// With nothing counted yet.
-    fn new(epoch: u64, batch: u64, next_seq: Seq) -> Position {
-        Position {
-            epoch,
-            batch,
-            first_seq: 1,
-            next_seq,
-            live: Tally::default(),
-            history: Tally::default(),
-        }
-    }
-
-    fn head(&self) -> Head {
-        Head {
-            epoch: self.epoch,
-            batch: self.batch,
-            next_seq: self.next_seq,
-        }
-    }
-
-    /// Where a key is counted.
-    fn tally(&mut self, key: &[u8]) -> &mut Tally {
-        if is_history(key) { &mut self.history } else { &mut self.live }
-    }
-}
-
-/// Count and sum of many values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Tally {
-    pub count: u64,
-    pub sum: u64,
-}
-
-impl Tally {
-    fn add(&mut self, key: &[u8], sealed: &[u8]) {
-        self.count = self.count.wrapping_add(1);
-        self.sum = self.sum.wrapping_add(codec::fingerprint(key, sealed));
-    }
-
-    fn remove(&mut self, key: &[u8], sealed: &[u8]) {
-        self.count = self.count.wrapping_sub(1);
-        self.sum = self.sum.wrapping_sub(codec::fingerprint(key, sealed));
-    }
-}
 
 /// [`Store`] on the storage engine; one for each data directory.
 pub struct SledStore {
@@ -453,30 +394,6 @@ impl SledStore {
         })?;
         Ok(newest)
     }
-}
-
-/// Events, and the records that have ended.
-fn is_history(key: &[u8]) -> bool {
-    match key {
-        [EVENT_PREFIX, ..] => true,
-        [RECORD_PREFIX, record @ ..] => record.first() == Some(&HISTORY),
-        _ => false,
-    }
-}
-
-fn record_key(key: &[u8]) -> Vec<u8> {
-    [&[RECORD_PREFIX], key].concat()
-}
-
-fn event_key(seq: Seq) -> Vec<u8> {
-    [&[EVENT_PREFIX], &seq.to_be_bytes()[..]].concat()
-}
-
-/// The sequence in an event's key; `None` for other keys.
-fn event_seq(key: &[u8]) -> Option<Seq> {
-    let (prefix, seq) = key.split_first()?;
-    let seq = seq.try_into().ok()?;
-    (*prefix == EVENT_PREFIX).then(|| Seq::from_be_bytes(seq))
 }
 
 fn damaged(disk: &Disk, key: &[u8], what: &DecodeError) -> Error {

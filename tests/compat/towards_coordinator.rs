@@ -36,6 +36,19 @@ impl Around {
         CoordinatorClient::new(Endpoint::from_shared(address).unwrap().connect().await.unwrap())
     }
 
+    /// A stranger who has subscribed as `ghost` and gave up before any answer: enrolled, and dead.
+    async fn ghost(&self) -> CoordinatorClient<Channel> {
+        let mut stranger = self.stranger().await;
+        let request = subscribe::Req {
+            party_id: "ghost".into(),
+            job_types: vec!["dummy".into()],
+            credential: String::new(),
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(200), stranger.subscribe(request)).await;
+        until("it is enrolled", || self.coordinator.is_enrolled("ghost")).await;
+        stranger
+    }
+
     /// The calls since so many.
     fn calls_since(&self, count: usize) -> Vec<Call> {
         self.coordinator.calls().split_off(count)
@@ -246,15 +259,7 @@ async fn proposal_that_cannot_be_done_fails_the_job_and_says_why() {
     let client = around.ours.client(0);
     let job = submit(&client, 2, 1).await;
     assert_eq!(fails(&client, &job).await, "fewer than 2 parties take part in this job type");
-    let mut stranger = around.stranger().await;
-    let request = subscribe::Req {
-        party_id: "ghost".into(),
-        job_types: vec!["dummy".into()],
-        credential: String::new(),
-    };
-    // Given up before any answer: enrolled, and dead.
-    let _ = tokio::time::timeout(Duration::from_millis(200), stranger.subscribe(request)).await;
-    until("it is enrolled", || around.coordinator.is_enrolled("ghost")).await;
+    around.ghost().await;
     let job = submit(&client, 2, 1).await;
     assert_eq!(fails(&client, &job).await, "fewer than 2 parties answered the proposal");
 }
@@ -263,14 +268,7 @@ async fn proposal_that_cannot_be_done_fails_the_job_and_says_why() {
 async fn proposal_while_a_party_has_left_fails_the_job_and_says_why() {
     let around = Around::start(1, &[]).await;
     let client = around.ours.client(0);
-    let mut stranger = around.stranger().await;
-    let request = subscribe::Req {
-        party_id: "ghost".into(),
-        job_types: vec!["dummy".into()],
-        credential: String::new(),
-    };
-    let _ = tokio::time::timeout(Duration::from_millis(200), stranger.subscribe(request)).await;
-    until("it is enrolled", || around.coordinator.is_enrolled("ghost")).await;
+    let mut stranger = around.ghost().await;
     let left = within("leave", stranger.leave(leave::Req { party_id: "ghost".into() })).await;
     assert_eq!(left.unwrap().into_inner().status(), leave::Status::Success);
     let job = submit(&client, 1, 1).await;

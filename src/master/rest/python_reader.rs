@@ -353,8 +353,19 @@ mod tests {
             let text = parts.concat();
             let ours = read(&text);
             if let Ok(theirs) = serde_json::from_str::<Value>(&text) {
-                prop_assert_eq!(ours.unwrap().fit("x").unwrap(), theirs);
+                let ours = ours.unwrap().fit("x").unwrap();
+                prop_assert_eq!(without_minus_zero(ours), without_minus_zero(theirs));
             }
+        }
+    }
+
+    /// `-0` is an integer to Python and a float to `serde_json`.
+    fn without_minus_zero(value: Value) -> Value {
+        match value {
+            Value::Number(number) if number.as_f64() == Some(0.0) => 0.into(),
+            Value::Array(items) => items.into_iter().map(without_minus_zero).collect(),
+            Value::Object(entries) => entries.into_iter().map(|(key, value)| (key, without_minus_zero(value))).collect(),
+            other => other,
         }
     }
 }

@@ -7,9 +7,9 @@ use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::{HEAD_KEY, Position, verify};
 use crate::store::directory::{Directory, exists, sync_parent, sync_tree};
-use crate::store::{Error, codec};
+use crate::store::{Error, codec, write_cost};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Values are written in batches of this cost, far below what one batch may have.
 const BATCH_COST: usize = 2 * 1024 * 1024;
@@ -48,7 +48,7 @@ impl Builder {
 
     /// Write a stored value as it is, or remove it; of several words on one key the last one counts.
     pub fn put(&mut self, key: &[u8], sealed: Option<&[u8]>) -> Result<(), Error> {
-        self.cost += 3 * (key.len() + sealed.map_or(0, <[u8]>::len)) + 1024;
+        self.cost += write_cost(key.len() + sealed.map_or(0, <[u8]>::len));
         self.writes.push((key.to_vec(), sealed.map(<[u8]>::to_vec)));
         if self.cost < BATCH_COST {
             return Ok(());
@@ -86,10 +86,5 @@ impl Builder {
     pub(super) fn put_head(&mut self, position: &Position) -> Result<(), Error> {
         let sealed = codec::seal(HEAD_KEY, position.batch, &codec::encode(position));
         self.put(HEAD_KEY, Some(&sealed))
-    }
-
-    /// Where the engine's file is, to be named in errors.
-    pub fn file(&self) -> &Path {
-        self.disk.file()
     }
 }

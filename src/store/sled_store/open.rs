@@ -50,7 +50,7 @@ pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
         });
     }
     let found = recover(directory)?;
-    verify::everything(&found.disk)?;
+    verify::live(&found.disk, &found.position)?;
     let mut check = HistoryCheck::new(&found.position);
     check.page(&found.disk, &found.position, usize::MAX)?;
     Ok(found.into_store(directory, check))

@@ -38,17 +38,8 @@ impl Proof {
             return Err(format!("a value is of commit {}, and the head is at {}", self.newest, head.batch));
         }
         for (which, found, should) in [("live", self.live, head.live), ("history", self.history, head.history)] {
-            if found.count != should.count {
-                return Err(format!(
-                    "{} {which} values are there, not the {} of commit {}",
-                    found.count, should.count, head.batch
-                ));
-            }
-            if found.sum != should.sum {
-                return Err(format!(
-                    "the sum over the {} {which} values is not that of commit {}",
-                    found.count, head.batch
-                ));
+            if let Some(what) = found.difference(&should, which, &format!("commit {}", head.batch)) {
+                return Err(what);
             }
         }
         Ok(head.head())

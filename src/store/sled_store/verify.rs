@@ -174,17 +174,10 @@ fn check(disk: &Disk, position: &Position, key: &[u8], sealed: &[u8]) -> Result<
 }
 
 fn compare(disk: &Disk, which: &str, found: &Tally, should: &Tally) -> Result<(), Error> {
-    let what = if found.count != should.count {
-        format!(
-            "{} {which} values are there, not the {} of the last commit",
-            found.count, should.count
-        )
-    } else if found.sum != should.sum {
-        format!("the sum over the {} {which} values is not that of the last commit", found.count)
-    } else {
-        return Ok(());
-    };
-    Err(damaged_key(disk.file(), HEAD_KEY, &what))
+    match found.difference(should, which, "the last commit") {
+        Some(what) => Err(damaged_key(disk.file(), HEAD_KEY, &what)),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -194,12 +194,8 @@ fn no_beginning_of_a_backup_is_taken_for_all_of_it() {
     assert!(verify(&to, &mut |_| {}).unwrap().damage.is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_backup_at_a_time_and_a_reader_that_goes_away_leaves_nothing_behind() {
-    let mut federation = Federation::planned(1, &[], &[]);
-    federation.parties[0].master.start().await;
-    let client = federation.client(0);
-    // More than fits between the master and a reader that does not read: the backup stays under way. Distinct content cannot be shared.
+/// Jobs with 19 MB of content in all, no two the same.
+async fn submit_large(client: &crate::support::Client) {
     for n in 0..24 {
         let request = json!({
             "job_type": "dummy",
@@ -208,6 +204,15 @@ async fn one_backup_at_a_time_and_a_reader_that_goes_away_leaves_nothing_behind(
         });
         assert_eq!(client.post("/submit", &request).await.unwrap().0, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_backup_at_a_time_and_a_reader_that_goes_away_leaves_nothing_behind() {
+    let mut federation = Federation::planned(1, &[], &[]);
+    federation.parties[0].master.start().await;
+    let client = federation.client(0);
+    // More than fits between the master and a reader that does not read: the backup stays under way. Distinct content cannot be shared.
+    submit_large(&client).await;
     let url = format!("http://{}/api/v1/backup", client.address());
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut slow = http.post(&url).send().await.unwrap();
@@ -244,14 +249,7 @@ async fn a_backup_that_is_cut_off_leaves_nothing() {
     let mut federation = Federation::planned(1, &[], &[]);
     federation.parties[0].master.start().await;
     let client = federation.client(0);
-    for n in 0..24 {
-        let request = json!({
-            "job_type": "dummy",
-            "job_config": { "worker_num": 0 },
-            "algorithm_config": format!("{n:04}").repeat(200_000),
-        });
-        assert_eq!(client.post("/submit", &request).await.unwrap().0, 200);
-    }
+    submit_large(&client).await;
     let (proxy, address) = cut_after(client.address(), 3_000_000).await;
     let to = dir(&federation, "backup");
     let done = back_up(&address, &to);
