@@ -4,6 +4,7 @@
 //! final: waiters learn that the outcome is unknown, and the process ends; after a full disk only once there is space again, and until then
 //! what is durable can be read.
 
+use super::projection::Published;
 use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
 use super::{EffectSink, Envelope, Parts, Refusal};
 use crate::crash_point::{self, Moment};
@@ -84,6 +85,7 @@ pub(super) struct Loop<M: Machine> {
     parts: Parts<M>,
     reader: Reader<M>,
     read_only: Arc<AtomicBool>,
+    published: Published<M>,
     sink: EffectSink<M>,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
@@ -91,9 +93,16 @@ pub(super) struct Loop<M: Machine> {
 
 impl<M: Machine> Loop<M> {
     /// `read_only` is set before anybody learns of a commit that found the disk full.
-    pub(super) fn new(parts: Parts<M>, reader: Reader<M>, read_only: Arc<AtomicBool>, sink: EffectSink<M>) -> Self {
+    pub(super) fn new(
+        parts: Parts<M>,
+        reader: Reader<M>,
+        read_only: Arc<AtomicBool>,
+        published: Published<M>,
+        sink: EffectSink<M>,
+    ) -> Self {
         Self {
             read_only,
+            published,
             parts,
             reader,
             sink,
@@ -140,21 +149,7 @@ impl<M: Machine> Loop<M> {
         let name = envelope.command.name();
         crash_point::reach_moment(M::ROLE, name, Moment::Taken);
         turn.commands.push(name);
-        let recalled = match self.parts.machine.recall(&envelope.command) {
-            Some(key) if self.parts.machine.record(&key).is_none() => {
-                let record = self.reader.ended(&key)?;
-                if record.is_some() {
-                    turn.recalled.insert(key);
-                }
-                record
-            }
-            _ => None,
-        };
-        if turn.nothing_new && recalled.is_none() && self.parts.machine.brings_work(&envelope.command) {
-            turn.answers.push((envelope.answer, Err(Refusal::DiskFull)));
-            turn.pins.extend(envelope.pins);
-            return Ok(());
-        }
+        let recalled = self.recall(&envelope.command, turn)?;
         let now = self.parts.clock.now();
         let input = Input {
             now,
@@ -162,6 +157,11 @@ impl<M: Machine> Loop<M> {
             random: self.parts.clock.random(),
             recalled,
         };
+        if turn.nothing_new && self.parts.machine.brings_work(&envelope.command, &input) {
+            turn.answers.push((envelope.answer, Err(Refusal::DiskFull)));
+            turn.pins.extend(envelope.pins);
+            return Ok(());
+        }
         let mut out = Out::default();
         let reply = self.parts.machine.decide(envelope.command, &input, &mut out);
         debug_assert!(reply.is_ok() || out.events.is_empty(), "a rejected command must leave no events");
@@ -177,6 +177,21 @@ impl<M: Machine> Loop<M> {
         turn.answers.push((envelope.answer, reply.map_err(Refusal::Rejected)));
         turn.pins.extend(envelope.pins);
         Ok(())
+    }
+
+    /// The ended records a command may depend on. What this turn has changed is in memory, or gone, whatever the disk still says.
+    fn recall(&self, command: &M::Command, turn: &mut Turn<M>) -> Result<Vec<(M::Key, M::Record)>, Error> {
+        let mut recalled = Vec::new();
+        for key in self.parts.machine.recall(command) {
+            if turn.changes.keys.contains(&key) || self.parts.machine.record(&key).is_some() {
+                continue;
+            }
+            if let Some(record) = self.reader.ended(&key)? {
+                turn.recalled.insert(key.clone());
+                recalled.push((key, record));
+            }
+        }
+        Ok(recalled)
     }
 
     fn finish(&mut self, turn: Turn<M>) -> Result<(), Error> {
@@ -207,6 +222,8 @@ impl<M: Machine> Loop<M> {
                 return Err(error);
             }
             self.parts.payloads.settle(&changes.held, &changes.released);
+            let last = self.parts.store.head().next_seq - 1;
+            self.published.committed(&self.parts.machine, changes.keys.iter(), last);
             for key in &ended {
                 self.parts.machine.forget(key);
             }

@@ -8,6 +8,7 @@ pub mod backup;
 pub mod clock;
 mod commit;
 pub mod open;
+pub mod projection;
 mod prove;
 pub mod reader;
 pub mod recover;
@@ -17,14 +18,15 @@ use crate::machine::Machine;
 use crate::machine::content::PayloadRef;
 use crate::store::payload::{Payloads, Pinned};
 use crate::store::space::Space;
-use crate::store::{Error as StoreError, Store};
+use crate::store::{Error as StoreError, Seq, Store};
 use crate::supervisor::Supervisor;
 use clock::Clock;
+use projection::{Projection, Published};
 use reader::Reader;
 use recover::RecoveryReport;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Commands that may wait for the loop. More than one batch, so that the next one fills while a barrier runs; small enough that a
 /// flood of requests waits at its doors, not in memory.
@@ -60,6 +62,7 @@ pub struct Handle<M: Machine> {
     reader: Reader<M>,
     space: Arc<Space>,
     read_only: Arc<AtomicBool>,
+    head: watch::Receiver<Seq>,
 }
 
 /// Whether the role's log can be written.
@@ -80,6 +83,7 @@ impl<M: Machine> Clone for Handle<M> {
             reader: self.reader.clone(),
             space: self.space.clone(),
             read_only: self.read_only.clone(),
+            head: self.head.clone(),
         }
     }
 }
@@ -110,6 +114,12 @@ impl<M: Machine> Handle<M> {
     /// Durable records, without going through the loop.
     pub fn reader(&self) -> &Reader<M> {
         &self.reader
+    }
+
+    /// The sequence of the last durable event, 0 before the first one; told after each commit, before its answers. Closed once the loop has
+    /// ended.
+    pub fn head(&self) -> watch::Receiver<Seq> {
+        self.head.clone()
     }
 
     /// The room on the disk of the log.
@@ -153,6 +163,8 @@ pub struct Engine<M: Machine> {
     handle: Handle<M>,
     /// What was found in the store.
     pub report: RecoveryReport,
+    head: watch::Sender<Seq>,
+    projection: Option<Box<dyn Projection<M>>>,
     unproved: Vec<PayloadRef>,
 }
 
@@ -164,17 +176,21 @@ impl<M: Machine> Engine<M> {
     pub fn recover(mut parts: Parts<M>) -> Result<Self, StoreError> {
         let (report, unproved) = recover::load(&mut parts)?;
         let (sender, queue) = mpsc::channel(QUEUE);
+        let (head, followed) = watch::channel(report.next_seq - 1);
         let handle = Handle {
             queue: sender,
             reader: Reader::new(parts.store.clone()),
             space: parts.space.clone(),
             read_only: Arc::default(),
+            head: followed,
         };
         Ok(Self {
             parts,
             queue,
             handle,
             report,
+            head,
+            projection: None,
             unproved,
         })
     }
@@ -182,6 +198,11 @@ impl<M: Machine> Engine<M> {
     /// The door.
     pub fn handle(&self) -> Handle<M> {
         self.handle.clone()
+    }
+
+    /// Let a projection follow every commit from now on. What is durable already it reads itself, before [`Engine::start`].
+    pub fn project(&mut self, projection: Box<dyn Projection<M>>) {
+        self.projection = Some(projection);
     }
 
     /// Begin: hand on what the live records justify, then run the loop on a thread of its own.
@@ -193,10 +214,13 @@ impl<M: Machine> Engine<M> {
             parts,
             queue,
             handle,
+            head,
+            projection,
             unproved,
             ..
         } = self;
         let Handle { reader, read_only, .. } = handle;
+        let published = Published { head, projection };
         reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
         let role = supervisor.clone();
@@ -206,7 +230,7 @@ impl<M: Machine> Engine<M> {
             }
             let stopped = || role.is_stopped();
             // Lives until the role knows why: the end of its sink looks like a failure of the executors.
-            let mut engine = commit::Loop::new(parts, reader, read_only, sink);
+            let mut engine = commit::Loop::new(parts, reader, read_only, published, sink);
             if let Err(error) = engine.run(queue, &stopped) {
                 let why = if error.is_full() {
                     "the disk was full; a restart goes on from what is durable"

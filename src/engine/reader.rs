@@ -129,6 +129,11 @@ impl<M: Machine> Reader<M> {
         self.store.history()
     }
 
+    /// The oldest event there is, or the next one if there is none; older ones were trimmed.
+    pub fn first_seq(&self) -> Seq {
+        self.store.head().first_seq
+    }
+
     /// Events from a sequence on.
     ///
     /// # Errors

@@ -19,15 +19,22 @@ use std::fmt::Debug;
 
 /// What a decision may depend on besides the state.
 #[derive(Clone, Debug)]
-pub struct Input<R> {
+pub struct Input<K, R> {
     /// The wall clock.
     pub now: Timestamp,
     /// Local time at `now` as `YYYYmmddHHMMSS`, the stamp of job ids.
     pub stamp: String,
     /// A fresh random number.
     pub random: u64,
-    /// The ended record that [`Machine::recall`] asked for, if there is one.
-    pub recalled: Option<R>,
+    /// The ended records that [`Machine::recall`] asked for, as far as there are any that memory does not hold.
+    pub recalled: Vec<(K, R)>,
+}
+
+impl<K: PartialEq, R> Input<K, R> {
+    /// The ended record of this name, if it was asked for and is there.
+    pub fn recalled(&self, key: &K) -> Option<&R> {
+        self.recalled.iter().find(|(found, _)| found == key).map(|(_, record)| record)
+    }
 }
 
 /// Collects what [`Machine::apply`] changed.
@@ -133,19 +140,23 @@ pub trait Machine: Send + Sized + 'static {
     /// A stored record.
     type Record: Clone + Debug + PartialEq + serde::Serialize + serde::de::DeserializeOwned + Send + 'static;
 
-    /// The ended record this command may depend on, if the answer is not in the live state.
-    fn recall(&self, command: &Self::Command) -> Option<Self::Key>;
+    /// The ended records this command may depend on, if the answer is not in the live state. Each costs a read of the disk: a handful.
+    fn recall(&self, command: &Self::Command) -> Vec<Self::Key>;
 
     /// True for a command that begins something new: one that is refused while the disk is nearly full, so that there is room to finish what
-    /// was begun. A command that only asks again for what is live brings none; one that [`Machine::recall`]s an ended record counts as
-    /// such by itself.
-    fn brings_work(&self, command: &Self::Command) -> bool;
+    /// was begun. A command that only asks again for what is live, or for what has ended (see [`Input::recalled`]), brings none.
+    fn brings_work(&self, command: &Self::Command, input: &Input<Self::Key, Self::Record>) -> bool;
 
     /// Take a command: check it, then emit events and effects. Every change of state goes through [`Out::emit`].
     ///
     /// # Errors
     /// A rejection; it is returned before the first event is emitted.
-    fn decide(&mut self, command: Self::Command, input: &Input<Self::Record>, out: &mut Out<Self>) -> Result<Self::Reply, Self::Rejection>;
+    fn decide(
+        &mut self,
+        command: Self::Command,
+        input: &Input<Self::Key, Self::Record>,
+        out: &mut Out<Self>,
+    ) -> Result<Self::Reply, Self::Rejection>;
 
     /// Change the state by one event. Total: an event that was once emitted always applies.
     fn apply(&mut self, event: &Self::Event, changes: &mut Changes<Self::Key>);

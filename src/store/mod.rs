@@ -89,6 +89,8 @@ pub struct Head {
     pub epoch: u64,
     /// Number of commits ever made; opening the store is one.
     pub batch: u64,
+    /// The oldest event there is, or the next one if there is none; older ones were trimmed.
+    pub first_seq: Seq,
     /// The sequence the next event will get.
     pub next_seq: Seq,
 }

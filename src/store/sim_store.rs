@@ -56,6 +56,7 @@ impl Default for Image {
             head: Head {
                 epoch: 0,
                 batch: 0,
+                first_seq: 1,
                 next_seq: 1,
             },
             events: Vec::new(),

@@ -39,11 +39,11 @@ struct World {
 
 impl World {
     fn run(&mut self, command: Command) {
-        let input = Input::<Record> {
+        let input = Input::<Key, Record> {
             now: Timestamp(u64::MAX / 4),
             stamp: String::new(),
             random: 1,
-            recalled: None,
+            recalled: Vec::new(),
         };
         let mut out = Out::default();
         self.machine.decide(command, &input, &mut out).unwrap();

@@ -4,6 +4,7 @@ mod cluster;
 mod coordinator;
 mod coordinator_limits;
 mod federation;
+mod follow;
 mod gated;
 mod order;
 mod payloads;

@@ -50,6 +50,7 @@ fn a_new_store_is_empty() {
             Head {
                 epoch: 1,
                 batch: 1,
+                first_seq: 1,
                 next_seq: 1
             }
         );
@@ -71,6 +72,7 @@ fn a_commit_appends_and_changes_and_survives_a_restart() {
             Head {
                 epoch: 1,
                 batch: 2,
+                first_seq: 1,
                 next_seq: 3
             }
         );
@@ -95,6 +97,7 @@ fn a_commit_appends_and_changes_and_survives_a_restart() {
             Head {
                 epoch: 2,
                 batch: head.batch + 1,
+                first_seq: 1,
                 next_seq: 4
             }
         );

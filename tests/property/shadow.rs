@@ -52,12 +52,13 @@ impl<W: World> Shadow<W> {
 
     /// Decide a command like the engine, at the same time.
     pub fn take(&mut self, command: <W::Machine as Machine>::Command, now: u64) -> Decision<W> {
-        let asked = self.machine.recall(&command).filter(|key| self.machine.record(key).is_none());
+        let asked = self.machine.recall(&command).into_iter();
+        let asked = asked.filter(|key| self.machine.record(key).is_none());
         let input = Input {
             now: Timestamp(now),
             stamp: "20261122212634".to_owned(),
             random: crate::process::random_at(now),
-            recalled: asked.and_then(|key| self.ended.get(&key).cloned()),
+            recalled: asked.filter_map(|key| Some((key.clone(), self.ended.get(&key)?.clone()))).collect(),
         };
         let mut out = Out::default();
         let reply = self.machine.decide(command, &input, &mut out);

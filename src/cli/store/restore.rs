@@ -208,7 +208,7 @@ impl Task for Search<'_> {
     type Output = Loss;
 
     fn run<M: Role>(self) -> Loss {
-        let backup = head(self.manifest);
+        let backup = Head::from(self.manifest.head);
         // Whether a job came after the backup, or only changed.
         let mut jobs: BTreeMap<JobId, bool> = BTreeMap::new();
         let length = |bytes: &[u8]| codec::decode_prefix::<M::Event>(bytes).map(|(_, len)| len);
@@ -228,14 +228,6 @@ impl Task for Search<'_> {
     }
 }
 
-fn head(manifest: &Manifest) -> Head {
-    Head {
-        epoch: manifest.head.epoch,
-        batch: manifest.head.batch,
-        next_seq: manifest.head.next_seq,
-    }
-}
-
 impl Loss {
     /// Of a directory that is not there.
     fn unknown(manifest: &Manifest) -> Loss {
@@ -247,7 +239,7 @@ impl Loss {
     }
 
     fn new(manifest: &Manifest, found: &Salvage, jobs_came: Vec<String>, jobs_changed: Vec<String>) -> Loss {
-        let backup = head(manifest);
+        let backup = Head::from(manifest.head);
         let newest = found.newest.max(found.confirmed.unwrap_or(0));
         // The head of the newest commit says how many events there were; without it only those that were found are known.
         let whole_head = found.head.filter(|head| head.batch >= newest);

@@ -35,7 +35,7 @@ pub(super) fn run(options: &StatOptions) -> anyhow::Result<ExitCode> {
     let store = specimen.open()?;
     let counted = with_machine(&specimen.directory.role(), Count(&store))??;
     let (directory, head) = (&specimen.directory, store.head());
-    let first = store.events(1, 1)?.first().map_or(head.next_seq, |(seq, _)| *seq);
+    let first = head.first_seq;
     let stat = json!({
         "data_dir": directory.path(),
         "role": directory.role(),

@@ -46,11 +46,7 @@ pub fn read(file: &Path, each: &mut Each<'_>) -> Result<Head, Error> {
         }
     }
     match ending {
-        Some(ending) if frames.is_empty() => Ok(Head {
-            epoch: ending.head.epoch,
-            batch: ending.head.batch,
-            next_seq: ending.head.next_seq,
-        }),
+        Some(ending) if frames.is_empty() => Ok(ending.head.into()),
         _ => Err(damaged("its end is missing".to_owned())),
     }
 }

@@ -45,6 +45,8 @@ pub struct Position {
     pub epoch: u64,
     /// See [`Head::batch`].
     pub batch: u64,
+    /// See [`Head::first_seq`].
+    pub first_seq: u64,
     /// See [`Head::next_seq`].
     pub next_seq: u64,
 }
@@ -54,7 +56,19 @@ impl From<Head> for Position {
         Self {
             epoch: head.epoch,
             batch: head.batch,
+            first_seq: head.first_seq,
             next_seq: head.next_seq,
+        }
+    }
+}
+
+impl From<Position> for Head {
+    fn from(position: Position) -> Self {
+        Self {
+            epoch: position.epoch,
+            batch: position.batch,
+            first_seq: position.first_seq,
+            next_seq: position.next_seq,
         }
     }
 }

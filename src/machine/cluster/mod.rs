@@ -109,26 +109,26 @@ impl Machine for Cluster {
     type Key = Key;
     type Record = Record;
 
-    fn recall(&self, command: &Command) -> Option<Key> {
+    fn recall(&self, command: &Command) -> Vec<Key> {
         match command {
-            Command::Submit(submission) => Some(Key::Task(submission.key.clone())),
-            Command::Cancel { key, .. } => Some(Key::Task(key.clone())),
-            Command::Attach(attach) => Some(Key::Worker(attach.worker.clone())),
-            _ => None,
+            Command::Submit(submission) => vec![Key::Task(submission.key.clone())],
+            Command::Cancel { key, .. } => vec![Key::Task(key.clone())],
+            Command::Attach(attach) => vec![Key::Worker(attach.worker.clone())],
+            _ => Vec::new(),
         }
     }
 
-    fn brings_work(&self, command: &Command) -> bool {
+    fn brings_work(&self, command: &Command, input: &Input<Key, Record>) -> bool {
         match command {
-            Command::Submit(submission) => !self.tasks.contains_key(&submission.key),
-            Command::Attach(attach) => !self.workers.contains_key(&attach.worker),
+            Command::Submit(submission) => self.known_task(&submission.key, input).is_none(),
+            Command::Attach(attach) => input.recalled.is_empty() && !self.workers.contains_key(&attach.worker),
             Command::AcquireLease { job: Some(job), .. } => !self.leases.contains_key(&LeaseId::Job(job.clone())),
             Command::AcquireLease { job: None, .. } => true,
             _ => false,
         }
     }
 
-    fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+    fn decide(&mut self, command: Command, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let now = input.now;
         let reply = match command {
             Command::Started => Ok(self.started(now, out)),

@@ -3,22 +3,26 @@
 //! Called by `decide`. Changes nothing but through events.
 
 use super::records::{CANCEL_REASON_MAX, LeaseId, Task, TaskState};
-use super::{Cluster, Effect, Event, Record, Rejection, Reply, STEP_MAX, Submission, placement};
+use super::{Cluster, Effect, Event, Key, Record, Rejection, Reply, STEP_MAX, Submission, placement};
 use crate::machine::ids::{JobId, TaskKey, Timestamp, WorkerId};
 use crate::machine::outcome::{End, Outcome, clip, one_line};
 use crate::machine::{Input, Out};
 
 type Output = Out<Cluster>;
 
-fn recalled_task(input: &Input<Record>) -> Option<&Task> {
-    match &input.recalled {
-        Some(Record::Task(task)) => Some(task),
-        _ => None,
-    }
-}
-
 impl Cluster {
-    pub(super) fn submit(&mut self, submission: Submission, input: &Input<Record>, out: &mut Output) -> Result<Reply, Rejection> {
+    /// The task: in memory, or ended and recalled.
+    pub(super) fn known_task<'a>(&'a self, key: &TaskKey, input: &'a Input<Key, Record>) -> Option<&'a Task> {
+        if let Some(task) = self.tasks.get(key) {
+            return Some(task);
+        }
+        match input.recalled(&Key::Task(key.clone())) {
+            Some(Record::Task(task)) => Some(task),
+            _ => None,
+        }
+    }
+
+    pub(super) fn submit(&mut self, submission: Submission, input: &Input<Key, Record>, out: &mut Output) -> Result<Reply, Rejection> {
         let Submission {
             key,
             task_type,
@@ -26,7 +30,7 @@ impl Cluster {
             fingerprint,
             assignee,
         } = submission;
-        if let Some(known) = self.tasks.get(&key).or(recalled_task(input)) {
+        if let Some(known) = self.known_task(&key, input) {
             if known.fingerprint != fingerprint {
                 return Err(Rejection::Conflict(key));
             }
@@ -121,10 +125,10 @@ impl Cluster {
         Ok(Reply::Done)
     }
 
-    pub(super) fn cancel(&mut self, key: &TaskKey, reason: String, input: &Input<Record>, out: &mut Output) -> Reply {
+    pub(super) fn cancel(&mut self, key: &TaskKey, reason: String, input: &Input<Key, Record>, out: &mut Output) -> Reply {
         let Some(task) = self.tasks.get(key) else {
             return Reply::Cancelled {
-                known: recalled_task(input).is_some(),
+                known: self.known_task(key, input).is_some(),
             };
         };
         let reason = clip(one_line(&reason), CANCEL_REASON_MAX);

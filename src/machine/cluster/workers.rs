@@ -3,7 +3,7 @@
 //! Called by `decide`. Changes nothing but through events.
 
 use super::records::{LeaseId, Profile, Worker};
-use super::{Attach, Cluster, Effect, Event, Record, Rejection, Reply, STEP_MAX, WORKERS_MAX};
+use super::{Attach, Cluster, Effect, Event, Key, Record, Rejection, Reply, STEP_MAX, WORKERS_MAX};
 use crate::machine::ids::{TaskKey, Timestamp, WorkerId};
 use crate::machine::outcome::{End, Outcome};
 use crate::machine::{Input, Out};
@@ -37,13 +37,13 @@ impl Cluster {
         Reply::Done
     }
 
-    pub(super) fn attach(&mut self, attach: Attach, input: &Input<Record>, out: &mut Output) -> Result<Reply, Rejection> {
+    pub(super) fn attach(&mut self, attach: Attach, input: &Input<Key, Record>, out: &mut Output) -> Result<Reply, Rejection> {
         let Attach {
             worker: id,
             profile,
             known,
         } = attach;
-        let recalled = match &input.recalled {
+        let recalled = match input.recalled(&Key::Worker(id.clone())) {
             Some(Record::Worker(worker)) => Some(worker),
             _ => None,
         };

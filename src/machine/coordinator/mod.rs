@@ -148,23 +148,23 @@ impl Machine for Coordinator {
     type Key = Key;
     type Record = Record;
 
-    fn recall(&self, command: &Command) -> Option<Key> {
+    fn recall(&self, command: &Command) -> Vec<Key> {
         match command {
-            Command::Propose { job_id, .. } => Some(Key::Proposal(job_id.clone())),
-            Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal),
-            _ => None,
+            Command::Propose { job_id, .. } => vec![Key::Proposal(job_id.clone())],
+            Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal).into_iter().collect(),
+            _ => Vec::new(),
         }
     }
 
-    fn brings_work(&self, command: &Command) -> bool {
+    fn brings_work(&self, command: &Command, input: &Input<Key, Record>) -> bool {
         match command {
-            Command::Propose { job_id, .. } => !self.proposals.contains_key(job_id),
+            Command::Propose { job_id, .. } => self.known(job_id, input).is_none(),
             Command::Subscribe { party, .. } => !self.parties.contains_key(party),
             _ => false,
         }
     }
 
-    fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+    fn decide(&mut self, command: Command, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         match command {
             Command::Started => {
                 out.emit(

@@ -2,7 +2,7 @@
 //!
 //! Called by the machine's `decide`. Must never let the state of one party change what another one gets.
 
-use super::{Coordinator, Effect, Event, INSTANCE_MAX, PARTIES_MAX, Record, Rejection, Reply, TYPES_BYTES_MAX, TYPES_MAX};
+use super::{Coordinator, Effect, Event, INSTANCE_MAX, Key, PARTIES_MAX, Record, Rejection, Reply, TYPES_BYTES_MAX, TYPES_MAX};
 use crate::machine::ids::{PartyId, Timestamp, TypeName};
 use crate::machine::{Input, Out};
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ impl Coordinator {
         now.ms_since(down_since) < self.rules.party_lease_ms
     }
 
-    pub(super) fn subscribe(&mut self, asked: Subscription, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+    pub(super) fn subscribe(&mut self, asked: Subscription, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let Subscription {
             party,
             session,
@@ -126,7 +126,7 @@ impl Coordinator {
         Ok(Reply::Done)
     }
 
-    pub(super) fn stream_broken(&mut self, party: PartyId, session: u64, input: &Input<Record>, out: &mut Out<Self>) -> Reply {
+    pub(super) fn stream_broken(&mut self, party: PartyId, session: u64, input: &Input<Key, Record>, out: &mut Out<Self>) -> Reply {
         if self
             .parties
             .get(&party)
@@ -138,7 +138,7 @@ impl Coordinator {
     }
 
     /// An acceptance of an open proposal stays on record, but a party that is not there at the close is not chosen.
-    pub(super) fn leave(&mut self, party: PartyId, input: &Input<Record>, out: &mut Out<Self>) -> Reply {
+    pub(super) fn leave(&mut self, party: PartyId, input: &Input<Key, Record>, out: &mut Out<Self>) -> Reply {
         let Some(known) = self.parties.get(&party) else {
             return Reply::NotFound;
         };

@@ -4,8 +4,8 @@
 
 use super::draw::draw;
 use super::{
-    ANSWER_MS, Coordinator, Effect, Entry, Event, Link, PARTICIPANTS_MAX, PROPOSALS_MAX, Party, RELEASE_MAX, RETURN_MS, Record, Rejection,
-    Reply, TASKS_MAX, WAIT_MAX_S,
+    ANSWER_MS, Coordinator, Effect, Entry, Event, Key, Link, PARTICIPANTS_MAX, PROPOSALS_MAX, Party, RELEASE_MAX, RETURN_MS, Record,
+    Rejection, Reply, TASKS_MAX, WAIT_MAX_S,
 };
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
@@ -165,7 +165,7 @@ impl Asked {
 }
 
 impl Coordinator {
-    pub(super) fn propose(&mut self, asked: Asked, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+    pub(super) fn propose(&mut self, asked: Asked, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         if let Some(known) = self.known(&asked.job_id, input) {
             let same = known.fingerprint == asked.fingerprint;
             return if same {
@@ -243,11 +243,13 @@ impl Coordinator {
     }
 
     /// The proposal of a job: in memory, or ended and recalled.
-    fn known<'a>(&'a self, job: &JobId, input: &'a Input<Record>) -> Option<&'a Proposal> {
-        match (self.proposals.get(job), &input.recalled) {
-            (Some(entry), _) => Some(&entry.proposal),
-            (None, Some(Record::Proposal(proposal))) => Some(proposal),
-            (None, _) => None,
+    pub(super) fn known<'a>(&'a self, job: &JobId, input: &'a Input<Key, Record>) -> Option<&'a Proposal> {
+        if let Some(entry) = self.proposals.get(job) {
+            return Some(&entry.proposal);
+        }
+        match input.recalled(&Key::Proposal(job.clone())) {
+            Some(Record::Proposal(proposal)) => Some(proposal),
+            _ => None,
         }
     }
 
@@ -306,7 +308,7 @@ impl Coordinator {
         &mut self,
         party: PartyId,
         proposal: &ProposalId,
-        input: &Input<Record>,
+        input: &Input<Key, Record>,
         out: &mut Out<Self>,
     ) -> Result<Reply, Rejection> {
         let Some(job) = job_of(proposal) else { return Ok(Reply::NotFound) };
@@ -352,7 +354,7 @@ impl Coordinator {
 
     /// The timer is trusted: it runs on a clock that nobody sets, unlike the one that stamps records. Shortly after a start a window that is
     /// short of parties is left open: a crash of this process must not cost a job its parties.
-    pub(super) fn close(&mut self, job: &JobId, input: &Input<Record>, out: &mut Out<Self>) -> Reply {
+    pub(super) fn close(&mut self, job: &JobId, input: &Input<Key, Record>, out: &mut Out<Self>) -> Reply {
         let Some(entry) = self.proposals.get(job).filter(|entry| entry.proposal.is_open()) else {
             return Reply::Done;
         };
@@ -402,7 +404,7 @@ impl Coordinator {
     }
 
     /// Lets go of at most [`RELEASE_MAX`] records, tasks first, and asks to be called again while there are more.
-    pub(super) fn expire(&mut self, job: &JobId, input: &Input<Record>, out: &mut Out<Self>) -> Reply {
+    pub(super) fn expire(&mut self, job: &JobId, input: &Input<Key, Record>, out: &mut Out<Self>) -> Reply {
         let closed = |entry: &&Entry| matches!(entry.proposal.state, State::Closed { .. });
         let Some(entry) = self.proposals.get(job).filter(closed) else {
             return Reply::Done;

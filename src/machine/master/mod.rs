@@ -80,7 +80,7 @@ pub struct Master {
     under_way: u32,
 }
 
-type Ctx<'a> = (&'a Input<Record>, &'a mut Out<Master>);
+type Ctx<'a> = (&'a Input<Key, Record>, &'a mut Out<Master>);
 
 impl Master {
     /// An empty machine.
@@ -124,23 +124,23 @@ impl Machine for Master {
     type Key = Key;
     type Record = Record;
 
-    fn recall(&self, command: &Command) -> Option<Key> {
+    fn recall(&self, command: &Command) -> Vec<Key> {
         match command {
-            Command::Offered { proposal, .. } => Some(Key::Participation(proposal.clone())),
-            Command::Fetched { result: Ok(won), .. } => Some(Key::Task(won.key.clone())),
-            _ => None,
+            Command::Offered { proposal, .. } => vec![Key::Participation(proposal.clone())],
+            Command::Fetched { result: Ok(won), .. } => vec![Key::Task(won.key.clone())],
+            _ => Vec::new(),
         }
     }
 
-    fn brings_work(&self, command: &Command) -> bool {
+    fn brings_work(&self, command: &Command, input: &Input<Key, Record>) -> bool {
         match command {
             Command::Submit { .. } => true,
-            Command::Offered { proposal, .. } => !self.participations.contains_key(proposal),
+            Command::Offered { proposal, .. } => input.recalled.is_empty() && !self.participations.contains_key(proposal),
             _ => false,
         }
     }
 
-    fn decide(&mut self, command: Command, input: &Input<Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
+    fn decide(&mut self, command: Command, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let ctx = (input, out);
         match command {
             Command::Submit {

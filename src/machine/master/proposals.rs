@@ -1,13 +1,13 @@
 //! Proposals of the federation, this party's own among them, from the offer to the task or the miss.
 
 use super::records::{JobState, Origin, ParticipationState};
-use super::{Ctx, Effect, Event, Master, Record, Rejection, Reply, UNDER_WAY_MAX, WonTask};
+use super::{Ctx, Effect, Event, Master, Rejection, Reply, UNDER_WAY_MAX, WonTask};
 use crate::machine::ids::{JobId, ProposalId, TypeName};
 use crate::machine::outcome::{REASON_MAX, clip, one_line};
 
 impl Master {
     pub(super) fn offered(&mut self, proposal: ProposalId, job_type: TypeName, (input, out): Ctx<'_>) -> Reply {
-        if input.recalled.is_some() || self.participations.contains_key(&proposal) {
+        if !input.recalled.is_empty() || self.participations.contains_key(&proposal) {
             return Reply::Known;
         }
         let room = if self.under_way < UNDER_WAY_MAX {
@@ -68,7 +68,7 @@ impl Master {
                 },
             );
         }
-        match result.and_then(|won| self.check_won(&proposal, won, input.recalled.as_ref())) {
+        match result.and_then(|won| self.check_won(&proposal, won, !input.recalled.is_empty())) {
             Ok(WonTask { key, task_type, content }) => {
                 out.emit(
                     self,
@@ -111,11 +111,11 @@ impl Master {
     }
 
     /// A task that another party sent must be of the job it was proposed for, and must not take the place of one that is here.
-    fn check_won(&self, proposal: &ProposalId, won: WonTask, recalled: Option<&Record>) -> Result<WonTask, String> {
+    fn check_won(&self, proposal: &ProposalId, won: WonTask, has_ended: bool) -> Result<WonTask, String> {
         if job_of(proposal).as_ref() != Some(&won.key.job) {
             return Err(format!("the task is of job {}, which is not the one proposed", won.key.job));
         }
-        if self.tasks.contains_key(&won.key) || recalled.is_some() {
+        if self.tasks.contains_key(&won.key) || has_ended {
             return Err(format!("a task {} is here already", won.key));
         }
         let own = self.jobs.contains_key(&won.key.job);

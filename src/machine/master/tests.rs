@@ -50,7 +50,8 @@ impl World {
 
     fn send(&mut self, command: Command) -> Result<Reply, Rejection> {
         self.now += 1;
-        let recalled = self.machine.recall(&command).and_then(|key| self.ended.get(&key).cloned());
+        let asked = self.machine.recall(&command).into_iter();
+        let recalled = asked.filter_map(|key| Some((key.clone(), self.ended.get(&key)?.clone()))).collect();
         let input = Input {
             now: Timestamp(self.now),
             stamp: "20261122212634".into(),

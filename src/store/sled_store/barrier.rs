@@ -169,6 +169,7 @@ mod tests {
         Head {
             epoch: 1,
             batch,
+            first_seq: 1,
             next_seq: 1,
         }
     }

@@ -38,6 +38,7 @@ impl Position {
         Head {
             epoch: self.epoch,
             batch: self.batch,
+            first_seq: self.first_seq,
             next_seq: self.next_seq,
         }
     }

@@ -213,6 +213,7 @@ mod tests {
     const BACKUP: Head = Head {
         epoch: 1,
         batch: 5,
+        first_seq: 1,
         next_seq: 11,
     };
 

@@ -66,8 +66,9 @@ impl World {
     }
 
     fn run(&mut self, command: Command) -> (Result<Reply, Rejection>, Out<Coordinator>) {
-        let recalled = self.machine.recall(&command).filter(|key| self.machine.record(key).is_none());
-        let recalled = recalled.and_then(|key| self.ended.get(&key).cloned());
+        let asked = self.machine.recall(&command).into_iter();
+        let asked = asked.filter(|key| self.machine.record(key).is_none());
+        let recalled = asked.filter_map(|key| Some((key.clone(), self.ended.get(&key)?.clone()))).collect();
         let input = Input {
             now: self.now,
             stamp: String::new(),
