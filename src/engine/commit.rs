@@ -34,6 +34,7 @@ const COMMANDS_MAX: usize = 1024;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 type Outcome<M> = Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>;
+type Recalled<M> = Vec<(<M as Machine>::Key, <M as Machine>::Record)>;
 type Answer<M> = (oneshot::Sender<Outcome<M>>, Outcome<M>);
 
 /// What one turn of the loop has gathered.
@@ -180,7 +181,7 @@ impl<M: Machine> Loop<M> {
     }
 
     /// The ended records a command may depend on. What this turn has changed is in memory, or gone, whatever the disk still says.
-    fn recall(&self, command: &M::Command, turn: &mut Turn<M>) -> Result<Vec<(M::Key, M::Record)>, Error> {
+    fn recall(&self, command: &M::Command, turn: &mut Turn<M>) -> Result<Recalled<M>, Error> {
         let mut recalled = Vec::new();
         for key in self.parts.machine.recall(command) {
             if turn.changes.keys.contains(&key) || self.parts.machine.record(&key).is_some() {

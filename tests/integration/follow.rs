@@ -17,11 +17,17 @@ use std::sync::{Arc, Mutex};
 
 /// The jobs as a projection sees them, and the commits it was told of.
 #[derive(Clone, Default)]
-struct Jobs(Arc<Mutex<(BTreeMap<Key, Record>, Vec<u64>)>>);
+struct Jobs(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    records: BTreeMap<Key, Record>,
+    commits: Vec<u64>,
+}
 
 impl Projection<Master> for Jobs {
     fn changed(&mut self, key: &Key, record: Option<&Record>) {
-        let records = &mut self.0.lock().unwrap().0;
+        let records = &mut self.0.lock().unwrap().records;
         match record {
             Some(record) => records.insert(key.clone(), record.clone()),
             None => records.remove(key),
@@ -29,18 +35,18 @@ impl Projection<Master> for Jobs {
     }
 
     fn committed(&mut self, seq: u64) {
-        self.0.lock().unwrap().1.push(seq);
+        self.0.lock().unwrap().commits.push(seq);
     }
 }
 
 impl Jobs {
     fn commits(&self) -> Vec<u64> {
-        self.0.lock().unwrap().1.clone()
+        self.0.lock().unwrap().commits.clone()
     }
 
     fn states(&self) -> Vec<&'static str> {
-        let jobs = self.0.lock().unwrap();
-        let states = jobs.0.values().filter_map(|record| match record {
+        let told = self.0.lock().unwrap();
+        let states = told.records.values().filter_map(|record| match record {
             Record::Job(job) => Some(job.state.name()),
             _ => None,
         });
@@ -108,7 +114,7 @@ async fn a_commit_is_told_once_it_is_durable() {
         result: Err("there are no ports".to_owned()),
     };
     handle.send(never).await.unwrap();
-    let known = jobs.0.lock().unwrap().0.get(&Key::Job(job.clone())).cloned();
+    let known = jobs.0.lock().unwrap().records.get(&Key::Job(job.clone())).cloned();
     assert!(matches!(known, Some(Record::Job(ended)) if matches!(ended.state, JobState::Failed(_))));
     assert_eq!(jobs.commits().last(), Some(&*head.borrow_and_update()));
 
@@ -123,13 +129,7 @@ async fn a_commit_is_told_once_it_is_durable() {
     disk.fail_next_barrier(Fate::Kept);
     assert!(matches!(handle.send(submit()).await, Err(Refusal::Unknown)));
     assert_eq!(jobs.commits(), told, "nobody may see what may be gone after the restart");
-    let closed = loop {
-        match head.changed().await {
-            Ok(()) => {}
-            Err(closed) => break closed,
-        }
-    };
-    drop(closed);
+    while head.changed().await.is_ok() {}
     assert_eq!(Some(*head.borrow()), told.last().copied());
 
     // A restart goes on from what is durable.
