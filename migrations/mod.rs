@@ -12,6 +12,7 @@
 
 pub mod m0001_initial;
 pub mod m0002_live_sum;
+pub mod m0003_master_0_1_0;
 
 /// The stored-format version this release writes, and the newest it reads.
 pub const CURRENT: u32 = m0002_live_sum::VERSION;

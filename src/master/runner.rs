@@ -63,9 +63,9 @@ impl Runner {
     }
 
     async fn pack(&self, job: &Job) -> Result<(Packed, Vec<Pinned>), Failure> {
-        let config = self.shared.load(&job.config).await.map_err(io_failure)?;
+        let config = self.shared.load(&job.spec.config).await.map_err(io_failure)?;
         let config = serde_json::from_slice(&config).map_err(|error| Failure::because(format!("the stored job_config: {error}")))?;
-        let algorithm_config = match &job.algorithm_config {
+        let algorithm_config = match &job.spec.algorithm_config {
             Some(content) => Some(String::from_utf8_lossy(&self.shared.load(content).await.map_err(io_failure)?).into_owned()),
             None => None,
         };
@@ -77,7 +77,7 @@ impl Runner {
             work_dir: self.shared.work_dir.join("compile").join(job.number.to_string()),
             attempt: job.step,
         };
-        let prepared = self.shared.registry.prepare(job.job_type.as_str(), input).await;
+        let prepared = self.shared.registry.prepare(job.spec.job_type.as_str(), input).await;
         let prepared = prepared.map_err(|e| Failure {
             reason: e.reason,
             exit_code: e.exit_code,
@@ -97,7 +97,7 @@ impl Runner {
                 content,
             });
         }
-        let proposal = match job.plan.workers {
+        let proposal = match job.spec.plan.workers {
             0 => None,
             _ => {
                 let (content, pin) = self
@@ -267,11 +267,11 @@ fn io_failure(error: anyhow::Error) -> Failure {
 fn request(job: &Job, tasks: Vec<WireTask>) -> proposal::Req {
     proposal::Req {
         job_id: job.id.as_str().to_owned(),
-        job_type: job.job_type.as_str().to_owned(),
+        job_type: job.spec.job_type.as_str().to_owned(),
         tasks,
-        proposal_wait_time: job.plan.wait_s,
-        minimum_acceptance: job.plan.workers,
-        maximum_acceptance: job.plan.workers,
+        proposal_wait_time: job.spec.plan.wait_s,
+        minimum_acceptance: job.spec.plan.workers,
+        maximum_acceptance: job.spec.plan.workers,
     }
 }
 

@@ -122,7 +122,7 @@ pub fn job_of(master: &History<Master>, number: usize) -> Option<Job> {
     let text = load::text(number);
     master.records.values().find_map(|record| match record {
         machine::Record::Job(job) => {
-            let said = job.algorithm_config.as_ref().map(|content: &Content| master.content(content));
+            let said = job.spec.algorithm_config.as_ref().map(|content: &Content| master.content(content));
             (said.as_deref() == Some(text.as_bytes())).then(|| job.clone())
         }
         _ => None,

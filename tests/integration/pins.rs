@@ -4,6 +4,7 @@ use fedbroker::engine::clock::SystemClock;
 use fedbroker::engine::{Engine, Parts};
 use fedbroker::machine::content::Content;
 use fedbroker::machine::ids::{PartyId, TypeName};
+use fedbroker::machine::master::spec::{Provenance, Spec};
 use fedbroker::machine::master::{Command, Master, Rules};
 use fedbroker::machine::plan::Plan;
 use fedbroker::store::payload::Payloads;
@@ -39,10 +40,9 @@ fn submit(config: Content) -> Command {
         wait_s: 0,
     };
     Command::Submit {
-        job_type: TypeName::parse("dummy").unwrap(),
-        config,
-        algorithm_config: None,
-        plan,
+        spec: Spec::plain(TypeName::parse("dummy").unwrap(), config, None, plan),
+        provenance: Provenance::unknown(),
+        fingerprint: [0; 32],
     }
 }
 

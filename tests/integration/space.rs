@@ -4,6 +4,7 @@ use fedbroker::engine::clock::SystemClock;
 use fedbroker::engine::{Condition, Engine, Handle, Parts, Refusal};
 use fedbroker::machine::content::Content;
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TypeName};
+use fedbroker::machine::master::spec::{Provenance, Spec};
 use fedbroker::machine::master::{Command, Key, Master, Record, Reply, Rules};
 use fedbroker::machine::plan::Plan;
 use fedbroker::store::Error;
@@ -55,10 +56,9 @@ fn submit() -> Command {
         wait_s: 0,
     };
     Command::Submit {
-        job_type: TypeName::parse("dummy").unwrap(),
-        config: Content::default(),
-        algorithm_config: None,
-        plan,
+        spec: Spec::plain(TypeName::parse("dummy").unwrap(), Content::default(), None, plan),
+        provenance: Provenance::unknown(),
+        fingerprint: [0; 32],
     }
 }
 

@@ -4,6 +4,7 @@ use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, TypeName};
 use fedbroker::machine::master::records::{Failure, Job, JobState, Lease, ParticipationState, TaskState};
 use fedbroker::machine::master::rule::ProposalAcceptRule;
+use fedbroker::machine::master::spec::{Provenance, Spec};
 use fedbroker::machine::master::{
     Command, Effect, Key, LocalTask, Master, Packed, Record, Reply, Rules, SubmitAnswer, Verdict, WonTask, invariant,
 };
@@ -74,16 +75,19 @@ impl World for MasterWorld {
 
     fn act(&mut self, act: &Act, contents: &mut Contents) -> Command {
         match *act {
-            Act::Submit(endpoints, workers, algorithm, n) => Command::Submit {
-                job_type: TypeName::parse("program").unwrap(),
-                config: contents.make(n),
-                algorithm_config: algorithm.then(|| contents.make(n.wrapping_add(1))),
-                plan: Plan {
+            Act::Submit(endpoints, workers, algorithm, n) => {
+                let plan = Plan {
                     endpoints: u16::from(endpoints),
                     workers: u32::from(workers),
                     wait_s: 5,
-                },
-            },
+                };
+                let algorithm_config = algorithm.then(|| contents.make(n.wrapping_add(1)));
+                Command::Submit {
+                    spec: Spec::plain(TypeName::parse("program").unwrap(), contents.make(n), algorithm_config, plan),
+                    provenance: Provenance::unknown(),
+                    fingerprint: [0; 32],
+                }
+            }
             Act::Offer(n, own) => {
                 let party = if own { "p1" } else { "p2" };
                 Command::Offered {
@@ -194,7 +198,7 @@ impl World for MasterWorld {
     fn promise(command: &Command, reply: &Reply) -> Option<(Key, Holds<Self>)> {
         match (command, reply) {
             (Command::Submit { .. }, Reply::Accepted(id)) => Some((Key::Job(id.clone()), |said, record| match record {
-                Record::Job(job) => said.contains(&format!("{:?}", job.config)) && said.contains(&format!("{:?}", job.plan)),
+                Record::Job(job) => said.contains(&format!("{:?}", job.spec.config)) && said.contains(&format!("{:?}", job.spec.plan)),
                 _ => false,
             })),
             (Command::Offered { proposal, .. }, _) => Some((Key::Participation(proposal.clone()), |_, _| true)),

@@ -55,7 +55,7 @@ impl Role for Master {
 
     fn job_of_key(key: &master::Key) -> Option<JobId> {
         match key {
-            master::Key::Counter => None,
+            master::Key::Counter | master::Key::Submission(_) => None,
             master::Key::Job(job) => Some(job.clone()),
             master::Key::Task(key) => Some(key.job.clone()),
             master::Key::Participation(proposal) => job_of(proposal),

@@ -1,6 +1,6 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
-use super::records::{Failure, Job, JobState, Origin, Participation, ParticipationState, Task, TaskState};
+use super::records::{Failure, Job, JobState, Origin, Participation, ParticipationState, STEPS_MAX, Step, Task, TaskState};
 use super::{Event, Key, Master};
 use crate::machine::Changes;
 use crate::machine::content::Content;
@@ -14,11 +14,13 @@ pub(super) fn is_under_way(task: &Task) -> bool {
 
 pub(super) fn census_name(state: &JobState) -> &'static str {
     match state {
+        JobState::Waiting { .. } => "job waiting",
+        JobState::Held => "job held",
         JobState::Leasing => "job leasing",
         JobState::Preparing => "job preparing",
         JobState::Proposing { .. } => "job proposing",
         JobState::Running => "job running",
-        JobState::Succeeded | JobState::Failed(_) => "job closing",
+        JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => "job closing",
     }
 }
 
@@ -138,30 +140,30 @@ impl Master {
         let Event::JobAccepted {
             id,
             number,
-            job_type,
-            config,
-            algorithm_config,
-            plan,
+            spec,
+            provenance,
             at,
         } = event
         else {
             return;
         };
-        hold(Some(config), changes);
-        hold(algorithm_config.as_ref(), changes);
+        hold(Some(&spec.config), changes);
+        hold(spec.algorithm_config.as_ref(), changes);
         self.last_number = *number;
-        let state = if plan.endpoints > 0 {
+        let state = if spec.plan.endpoints > 0 {
             JobState::Leasing
         } else {
             JobState::Preparing
         };
+        let first = Step {
+            state: state.step_name(),
+            at: *at,
+        };
         let job = Job {
             id: id.clone(),
             number: *number,
-            job_type: job_type.clone(),
-            config: config.clone(),
-            algorithm_config: algorithm_config.clone(),
-            plan: *plan,
+            spec: spec.clone(),
+            provenance: provenance.clone(),
             submitted_at: *at,
             changed_at: *at,
             state,
@@ -169,7 +171,10 @@ impl Master {
             tries: 0,
             note: String::new(),
             lease: None,
+            returning: false,
             proposal: None,
+            steps: vec![first],
+            successor: None,
         };
         self.jobs.insert(id.clone(), job);
         changes.keys.insert(Key::Counter);
@@ -202,6 +207,11 @@ impl Master {
             job.step += 1;
             job.state = state;
             if let Some(at) = at {
+                if job.steps.len() >= STEPS_MAX {
+                    job.steps.remove(0);
+                }
+                let state = job.state.step_name();
+                job.steps.push(Step { state, at });
                 job.changed_at = at;
                 job.tries = 0;
                 job.note.clear();

@@ -25,12 +25,13 @@ fn jobs(master: &Master) -> Result<(), String> {
         ensure(ends && job.number <= master.last_number, || {
             format!("M1 a job's number is in its id and was counted: {id}")
         })?;
-        let needs_lease = job.plan.endpoints > 0;
+        let needs_lease = job.spec.plan.endpoints > 0;
         let has_lease = job.lease.is_some();
         let lease_fits = match job.state {
+            JobState::Waiting { .. } => !has_lease,
             JobState::Leasing => needs_lease && !has_lease,
             JobState::Preparing | JobState::Proposing { .. } | JobState::Running => needs_lease == has_lease,
-            JobState::Succeeded | JobState::Failed(_) => needs_lease || !has_lease,
+            JobState::Held | JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => needs_lease || !has_lease,
         };
         ensure(lease_fits, || format!("M2 a job holds endpoints from its lease to its end: {id}"))?;
         let proposing = matches!(job.state, JobState::Proposing { .. });

@@ -1,25 +1,17 @@
 //! What happens to a job: accepted, leased, prepared, proposed, run, ended.
 
 use super::records::{Failure, Job, JobState, Lease, TaskState};
+use super::spec::{Provenance, Spec};
 use super::{Command, Ctx, Effect, Event, JOBS_MAX, Master, Packed, Rejection, Reply, Verdict};
 use crate::machine::Out;
-use crate::machine::content::Content;
-use crate::machine::ids::{JobId, TaskKey, TypeName};
+use crate::machine::ids::{JobId, TaskKey};
 use crate::machine::outcome::{End, Outcome, REASON_MAX, clip, one_line};
-use crate::machine::plan::Plan;
 
 /// Tasks for the initiator's own cluster that one job may have; a job's end touches them all in one commit.
 pub const LOCAL_TASKS_MAX: usize = 16;
 
 impl Master {
-    pub(super) fn submit(
-        &mut self,
-        job_type: TypeName,
-        config: Content,
-        algorithm_config: Option<Content>,
-        plan: Plan,
-        (input, out): Ctx<'_>,
-    ) -> Result<Reply, Rejection> {
+    pub(super) fn submit(&mut self, spec: Spec, provenance: Provenance, (input, out): Ctx<'_>) -> Result<Reply, Rejection> {
         if self.jobs.len() >= JOBS_MAX {
             return Err(Rejection::Full);
         }
@@ -29,10 +21,8 @@ impl Master {
         let event = Event::JobAccepted {
             id: id.clone(),
             number,
-            job_type,
-            config,
-            algorithm_config,
-            plan,
+            spec,
+            provenance,
             at: input.now,
         };
         out.emit(self, event);
@@ -292,7 +282,7 @@ impl Master {
             JobState::Leasing => Some(Effect::AcquireLease {
                 job: id,
                 step,
-                endpoints: job.plan.endpoints,
+                endpoints: job.spec.plan.endpoints,
             }),
             JobState::Preparing => Some(Effect::Prepare { job: id, step }),
             JobState::Proposing { legacy_call } => Some(Effect::Propose {
@@ -301,9 +291,13 @@ impl Master {
                 legacy_call: *legacy_call,
                 tries: job.tries,
             }),
-            JobState::Running => None,
-            JobState::Succeeded | JobState::Failed(_) if job.lease.is_none() || self.has_open_task(&job.id) => None,
-            JobState::Succeeded | JobState::Failed(_) => Some(Effect::ReleaseLease { job: id }),
+            JobState::Waiting { .. } | JobState::Held | JobState::Running => None,
+            JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. }
+                if job.lease.is_none() || self.has_open_task(&job.id) =>
+            {
+                None
+            }
+            JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => Some(Effect::ReleaseLease { job: id }),
         }
     }
 }

@@ -4,25 +4,24 @@
 
 use super::JOBS_MAX;
 use super::records::{Failure, Lease};
+use super::spec::{Provenance, Spec};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
-use crate::machine::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 /// Requests and outcomes.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Accept a job. Its config is checked already, its plan made.
+    /// Accept a job. Its config is checked already, its plan made; config and algorithm config have at most
+    /// [`crate::machine::content::INLINE_MAX`] bytes inline together.
     Submit {
-        /// Type, known to the registry.
-        job_type: TypeName,
-        /// JSON text of its config.
-        config: Content,
-        /// As received.
-        algorithm_config: Option<Content>,
-        /// What it needs.
-        plan: Plan,
+        /// What it is.
+        spec: Spec,
+        /// Where it comes from.
+        provenance: Provenance,
+        /// SHA-256 of what was submitted, when there is a key.
+        fingerprint: [u8; 32],
     },
     /// The cluster manager's answer about endpoints; `Err` is its reason never to grant them.
     Leased {
@@ -163,10 +162,8 @@ pub enum Event {
     JobAccepted {
         id: JobId,
         number: u64,
-        job_type: TypeName,
-        config: Content,
-        algorithm_config: Option<Content>,
-        plan: Plan,
+        spec: Spec,
+        provenance: Provenance,
         at: Timestamp,
     },
     /// It has its endpoints.
@@ -265,6 +262,8 @@ pub enum Effect {
 pub enum Reply {
     /// The job is recorded under this id.
     Accepted(JobId),
+    /// The submission came before, and made this job.
+    Replayed(JobId),
     /// Recorded.
     Done,
     /// Nothing to record: it was known.

@@ -10,6 +10,7 @@ mod names;
 mod proposals;
 pub mod records;
 pub mod rule;
+pub mod spec;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -19,9 +20,10 @@ pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, 
 use super::content::{Content, PayloadRef};
 use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
 use super::{Changes, Input, Machine, Out, join_key, split_key};
-use records::{Job, Participation, ParticipationState, Task, TaskState};
+use records::{Job, Participation, ParticipationState, Submission, Task, TaskState};
 use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
+use spec::KeyHash;
 use std::collections::BTreeMap;
 
 /// The most jobs under way: each takes about 4 KiB of memory, and a flood of submits must not take all of it.
@@ -53,6 +55,8 @@ pub enum Key {
     Task(TaskKey),
     /// A proposal this party was asked to join.
     Participation(ProposalId),
+    /// A submission with an `Idempotency-Key`.
+    Submission(KeyHash),
 }
 
 /// A stored record.
@@ -66,6 +70,8 @@ pub enum Record {
     Task(Task),
     /// A participation.
     Participation(Participation),
+    /// A submission.
+    Submission(Submission),
 }
 
 /// The machine's state: everything live, and the counters.
@@ -76,6 +82,8 @@ pub struct Master {
     jobs: BTreeMap<JobId, Job>,
     tasks: BTreeMap<TaskKey, Task>,
     participations: BTreeMap<ProposalId, Participation>,
+    /// Only those of the commit under way: a submission is never live.
+    submissions: BTreeMap<KeyHash, Submission>,
     /// Derived: fetches and won tasks under way.
     under_way: u32,
 }
@@ -91,6 +99,7 @@ impl Master {
             jobs: BTreeMap::new(),
             tasks: BTreeMap::new(),
             participations: BTreeMap::new(),
+            submissions: BTreeMap::new(),
             under_way: 0,
         }
     }
@@ -143,12 +152,7 @@ impl Machine for Master {
     fn decide(&mut self, command: Command, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let ctx = (input, out);
         match command {
-            Command::Submit {
-                job_type,
-                config,
-                algorithm_config,
-                plan,
-            } => self.submit(job_type, config, algorithm_config, plan, ctx),
+            Command::Submit { spec, provenance, .. } => self.submit(spec, provenance, ctx),
             Command::Leased { job, step, result } => self.leased(job, step, result, ctx),
             Command::LeaseReleased { job } => self.lease_released(job, ctx),
             Command::Prepared { job, step, result } => self.prepared(job, step, result, ctx),
@@ -172,6 +176,7 @@ impl Machine for Master {
             Key::Job(id) => self.jobs.get(id).cloned().map(Record::Job),
             Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
             Key::Participation(id) => self.participations.get(id).cloned().map(Record::Participation),
+            Key::Submission(hash) => self.submissions.get(hash).cloned().map(Record::Submission),
         }
     }
 
@@ -181,13 +186,14 @@ impl Machine for Master {
             Record::Job(job) => !job.state.is_final() || job.lease.is_some(),
             Record::Task(task) => !matches!(task.state, TaskState::Ended(_)),
             Record::Participation(participation) => participation.state == ParticipationState::Offered,
+            Record::Submission(_) => false,
         }
     }
 
     fn payloads(record: &Record) -> Vec<PayloadRef> {
         let contents: Vec<&Content> = match record {
-            Record::Counter(_) | Record::Participation(_) => Vec::new(),
-            Record::Job(job) => [Some(&job.config), job.algorithm_config.as_ref(), job.proposal.as_ref()]
+            Record::Counter(_) | Record::Participation(_) | Record::Submission(_) => Vec::new(),
+            Record::Job(job) => [Some(&job.spec.config), job.spec.algorithm_config.as_ref(), job.proposal.as_ref()]
                 .into_iter()
                 .flatten()
                 .collect(),
@@ -210,6 +216,11 @@ impl Machine for Master {
                 self.under_way += u32::from(participation.state == ParticipationState::Offered);
                 self.participations.insert(participation.proposal.clone(), participation);
             }
+            Record::Submission(submission) => {
+                if let Key::Submission(hash) = key {
+                    self.submissions.insert(*hash, submission);
+                }
+            }
         }
         debug_assert!(self.record(key).is_some(), "a record is restored under its own key");
     }
@@ -220,6 +231,7 @@ impl Machine for Master {
             Key::Job(id) => drop(self.jobs.remove(id)),
             Key::Task(key) => drop(self.tasks.remove(key)),
             Key::Participation(id) => drop(self.participations.remove(id)),
+            Key::Submission(hash) => drop(self.submissions.remove(hash)),
         }
     }
 
@@ -239,6 +251,7 @@ impl Machine for Master {
             Key::Job(id) => join_key(b'j', &[id.as_str()]),
             Key::Task(key) => join_key(b't', &[key.job.as_str(), key.task.as_str()]),
             Key::Participation(id) => join_key(b'p', &[id.as_str()]),
+            Key::Submission(hash) => join_key(b's', &[&hash.hex()]),
         }
     }
 
@@ -249,6 +262,7 @@ impl Machine for Master {
             (b'j', [id]) => JobId::parse(*id).ok().map(Key::Job),
             (b't', [job, task]) => TaskKey::parse(*job, *task).ok().map(Key::Task),
             (b'p', [id]) => ProposalId::parse(*id).ok().map(Key::Participation),
+            (b's', [hash]) => KeyHash::from_hex(hash).map(Key::Submission),
             _ => None,
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! Each encodes to less than the store's value limit of 4 KiB: ids are bounded, contents are inline up to 512 bytes, texts are clipped.
 
+pub use super::spec::{KeyHash, Provenance, Spec};
+
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName, WorkerId};
 use crate::machine::outcome::Outcome;
-use crate::machine::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 /// A job this party initiated.
@@ -15,14 +16,10 @@ pub struct Job {
     pub id: JobId,
     /// The `n` of its id; never given twice in a data directory.
     pub number: u64,
-    /// Its type in the registry.
-    pub job_type: TypeName,
-    /// `job_config` as JSON text.
-    pub config: Content,
-    /// `algorithm_config` as received, if it was given.
-    pub algorithm_config: Option<Content>,
-    /// What its type said it needs.
-    pub plan: Plan,
+    /// What it was asked to be.
+    pub spec: Spec,
+    /// Where it came from.
+    pub provenance: Provenance,
     /// When it was accepted.
     pub submitted_at: Timestamp,
     /// When it entered its state.
@@ -37,13 +34,88 @@ pub struct Job {
     pub note: String,
     /// What it holds at the cluster manager, until it is given back.
     pub lease: Option<Lease>,
+    /// What it holds at the cluster manager, or may hold there without knowing, is to go back before anything else is asked for.
+    pub returning: bool,
     /// The packed tasks of its proposal, while they may still have to be sent.
     pub proposal: Option<Content>,
+    /// The states it entered, in order; at most [`STEPS_MAX`], the newest.
+    pub steps: Vec<Step>,
+    /// The job that tries again what this one failed to do.
+    pub successor: Option<JobId>,
+}
+
+/// The most steps kept with a job: a job has eight unless it is held again and again.
+pub const STEPS_MAX: usize = 16;
+
+/// A state that a job entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Which.
+    pub state: StepName,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A [`JobState`] without what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "they are those of JobState")]
+pub enum StepName {
+    Waiting,
+    Held,
+    Leasing,
+    Preparing,
+    Proposing,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl StepName {
+    /// All, in the order a job may walk through them.
+    pub const ALL: [StepName; 9] = [
+        StepName::Waiting,
+        StepName::Held,
+        StepName::Leasing,
+        StepName::Preparing,
+        StepName::Proposing,
+        StepName::Running,
+        StepName::Succeeded,
+        StepName::Failed,
+        StepName::Cancelled,
+    ];
+
+    /// The state's name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            StepName::Waiting => "waiting",
+            StepName::Held => "held",
+            StepName::Leasing => "leasing",
+            StepName::Preparing => "preparing",
+            StepName::Proposing => "proposing",
+            StepName::Running => "running",
+            StepName::Succeeded => "success",
+            StepName::Failed => "failed",
+            StepName::Cancelled => "cancelled",
+        }
+    }
+
+    /// True for the states nothing leads out of.
+    pub fn is_final(self) -> bool {
+        matches!(self, StepName::Succeeded | StepName::Failed | StepName::Cancelled)
+    }
 }
 
 /// Where a job stands. `docs/state_machine.md` draws it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobState {
+    /// Is not to begin yet. A timer moves it on. A crash here sets the timer again.
+    Waiting {
+        /// When it may begin.
+        until: Timestamp,
+    },
+    /// A user holds it back; what it had at the cluster manager goes back. A user moves it on. A crash here changes nothing.
+    Held,
     /// Waits for endpoints and a slot at the cluster manager. The submitter moves it on with the lease. A crash here asks again under the
     /// job's id, which our manager answers with the same lease.
     Leasing,
@@ -61,23 +133,36 @@ pub enum JobState {
     Succeeded,
     /// It could not be run, or a task of its own failed. Final; stays in memory until its lease is given back.
     Failed(Failure),
+    /// A user ended it. No task of it starts any more, those that run are stopped. Final; stays in memory until its lease is given back.
+    Cancelled {
+        /// One line, in the user's words.
+        reason: String,
+    },
 }
 
 impl JobState {
     /// True for the states nothing leads out of.
     pub fn is_final(&self) -> bool {
-        matches!(self, JobState::Succeeded | JobState::Failed(_))
+        self.step_name().is_final()
     }
 
     /// The state's name in the API.
     pub fn name(&self) -> &'static str {
+        self.step_name().name()
+    }
+
+    /// The state without what it carries.
+    pub fn step_name(&self) -> StepName {
         match self {
-            JobState::Leasing => "leasing",
-            JobState::Preparing => "preparing",
-            JobState::Proposing { .. } => "proposing",
-            JobState::Running => "running",
-            JobState::Succeeded => "success",
-            JobState::Failed(_) => "failed",
+            JobState::Waiting { .. } => StepName::Waiting,
+            JobState::Held => StepName::Held,
+            JobState::Leasing => StepName::Leasing,
+            JobState::Preparing => StepName::Preparing,
+            JobState::Proposing { .. } => StepName::Proposing,
+            JobState::Running => StepName::Running,
+            JobState::Succeeded => StepName::Succeeded,
+            JobState::Failed(_) => StepName::Failed,
+            JobState::Cancelled { .. } => StepName::Cancelled,
         }
     }
 }
@@ -235,4 +320,15 @@ pub enum ParticipationState {
     Declined(String),
     /// No task came of it: drawn out, cancelled, closed meanwhile. Final.
     Missed(String),
+}
+
+/// What a submission with an `Idempotency-Key` came to. Never live: it is read when the key comes again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// The job it made.
+    pub job: JobId,
+    /// SHA-256 of what was submitted: the same key with something else is a mistake.
+    pub fingerprint: [u8; 32],
+    /// When the job was purged; the key is kept a while after that.
+    pub purged_at: Option<Timestamp>,
 }

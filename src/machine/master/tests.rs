@@ -120,15 +120,12 @@ impl World {
     fn submit(&mut self, plan: Plan) -> JobId {
         let config = Content::Stored(PayloadRef { hash: [1; 32], len: 9000 });
         let job_type = TypeName::parse("program").unwrap();
-        match self
-            .send(Command::Submit {
-                job_type,
-                config,
-                algorithm_config: None,
-                plan,
-            })
-            .unwrap()
-        {
+        let command = Command::Submit {
+            spec: Spec::plain(job_type, config, None, plan),
+            provenance: Provenance::unknown(),
+            fingerprint: [0; 32],
+        };
+        match self.send(command).unwrap() {
             Reply::Accepted(id) => id,
             other => panic!("{other:?}"),
         }

@@ -7,6 +7,7 @@ use super::request_body::{Fields, fields};
 use crate::engine::{Condition, Refusal};
 use crate::machine::ids::TypeName;
 use crate::machine::master::records::JobState;
+use crate::machine::master::spec::{Provenance, Spec};
 use crate::machine::master::{Command, Rejection, Reply};
 use crate::store::Error as StoreError;
 use axum::extract::{Request, State};
@@ -54,10 +55,9 @@ async fn accept(door: &Door, request: Request) -> Result<String, Refused> {
         }
     };
     let command = Command::Submit {
-        job_type,
-        config,
-        algorithm_config,
-        plan,
+        spec: Spec::plain(job_type, config, algorithm_config, plan),
+        provenance: Provenance::unknown(),
+        fingerprint: [0; 32],
     };
     let pins = config_pin.into_iter().chain(pin).collect();
     match door.shared.handle.send_pinned(command, pins).await {
@@ -127,10 +127,10 @@ pub(super) async fn not_allowed() -> Response {
 /// The words of FedVision 0.1; `SUCCESS` is in its enum, and was never reached.
 fn status_text(state: &JobState) -> &'static str {
     match state {
-        JobState::Leasing | JobState::Preparing => "_JobStatus.WAITING",
+        JobState::Waiting { .. } | JobState::Held | JobState::Leasing | JobState::Preparing => "_JobStatus.WAITING",
         JobState::Proposing { .. } => "_JobStatus.PROPOSAL",
         JobState::Running => "_JobStatus.RUNNING",
         JobState::Succeeded => "_JobStatus.SUCCESS",
-        JobState::Failed(_) => "_JobStatus.FAILED",
+        JobState::Failed(_) | JobState::Cancelled { .. } => "_JobStatus.FAILED",
     }
 }

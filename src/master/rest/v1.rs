@@ -91,7 +91,7 @@ async fn tasks(door: &Door, job: &Job) -> Vec<Task> {
 fn render(job: &Job, tasks: &[Task]) -> Value {
     let mut body = json!({
         "job_id": job.id.as_str(),
-        "job_type": job.job_type.as_str(),
+        "job_type": job.spec.job_type.as_str(),
         "state": job.state.name(),
         "reason": if job.note.is_empty() { Value::Null } else { json!(job.note) },
         "submitted_at": time(job.submitted_at),
@@ -99,6 +99,9 @@ fn render(job: &Job, tasks: &[Task]) -> Value {
         "live": Master::is_live(&Record::Job(job.clone())),
         "tasks": tasks.iter().map(render_task).collect::<Vec<_>>(),
     });
+    if let JobState::Cancelled { reason } = &job.state {
+        body["reason"] = json!(reason);
+    }
     if let JobState::Failed(failure) = &job.state {
         body["reason"] = json!(failure.reason);
         body["exit_code"] = json!(failure.exit_code);

@@ -58,14 +58,14 @@ fn check_submissions(remains: &Remains, tally: &mut Tally) {
     let mut found: HashMap<usize, &Job> = HashMap::new();
     for (index, party) in remains.parties.iter().enumerate() {
         for job in party.jobs() {
-            let content = job.algorithm_config.as_ref().expect("every submission has one");
+            let content = job.spec.algorithm_config.as_ref().expect("every submission has one");
             let said = String::from_utf8(party.master.content(content)).unwrap();
             let number = *numbers
                 .get(&said)
                 .unwrap_or_else(|| panic!("job {} is of no submission: {said:?}", job.id));
             let submission = &remains.submissions[number];
             assert_eq!(submission.party, index, "job {} is at another master than it was sent to", job.id);
-            let config: serde_json::Value = serde_json::from_slice(&party.master.content(&job.config)).unwrap();
+            let config: serde_json::Value = serde_json::from_slice(&party.master.content(&job.spec.config)).unwrap();
             assert_eq!(config, submission.config(), "job {} is not what was submitted", job.id);
             if let Some(twin) = found.insert(number, job) {
                 panic!("one submission became two jobs, {} and {}", twin.id, job.id);
@@ -176,9 +176,9 @@ fn check_proposals(remains: &Remains) {
         }
     }
     for job in remains.parties.iter().flat_map(PartyRemains::jobs) {
-        let expected = (job.plan.workers > 0).then_some(1);
+        let expected = (job.spec.plan.workers > 0).then_some(1);
         assert_eq!(made.remove(&job.id), expected, "proposals of job {}", job.id);
-        if job.plan.workers > 0 {
+        if job.spec.plan.workers > 0 {
             check_proposal(remains, job);
         }
     }
@@ -196,7 +196,7 @@ fn check_proposal(remains: &Remains, job: &Job) {
     };
     let chosen = remains.chosen(&job.id);
     if verdict == Verdict::Success {
-        assert_eq!(chosen.len(), job.plan.workers as usize, "parties chosen for job {}", job.id);
+        assert_eq!(chosen.len(), job.spec.plan.workers as usize, "parties chosen for job {}", job.id);
     } else {
         assert!(chosen.is_empty(), "parties chosen for job {} against the verdict", job.id);
         assert_ne!(job.state, JobState::Succeeded, "job {} against the verdict", job.id);
