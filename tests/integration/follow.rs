@@ -5,7 +5,7 @@ use fedbroker::engine::projection::Projection;
 use fedbroker::engine::{Engine, Handle, Parts, Refusal};
 use fedbroker::machine::content::Content;
 use fedbroker::machine::ids::{PartyId, TypeName};
-use fedbroker::machine::master::records::JobState;
+use fedbroker::machine::master::records::{JobState, Provenance, Spec};
 use fedbroker::machine::master::{Command, Key, Master, Record, Reply, Rules};
 use fedbroker::machine::plan::Plan;
 use fedbroker::store::payload::Payloads;
@@ -76,15 +76,15 @@ fn start(disk: &SimDisk, dir: &tempfile::TempDir, supervisor: &Supervisor) -> (H
 }
 
 fn submit() -> Command {
+    let plan = Plan {
+        endpoints: 1,
+        workers: 0,
+        wait_s: 0,
+    };
     Command::Submit {
-        job_type: TypeName::parse("dummy").unwrap(),
-        config: Content::default(),
-        algorithm_config: None,
-        plan: Plan {
-            endpoints: 1,
-            workers: 0,
-            wait_s: 0,
-        },
+        spec: Spec::plain(TypeName::parse("dummy").unwrap(), Content::default(), None, plan),
+        provenance: Provenance::unknown(),
+        fingerprint: [0; 32],
     }
 }
 
