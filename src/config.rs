@@ -24,6 +24,9 @@ pub struct CoordinatorOptions {
     /// Seconds a closed proposal keeps its tasks, for parties that ask again after a crash
     #[arg(long, default_value_t = 3600)]
     pub keep_closed: u64,
+    /// Port on which /metrics and /livez are served; 0 takes a free one; not served without this flag
+    #[arg(long)]
+    pub metrics_port: Option<u16>,
 }
 
 /// `fedbroker cluster-manager`
@@ -44,6 +47,9 @@ pub struct ClusterManagerOptions {
     /// How often a task is tried when its worker is lost
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub task_attempts: u32,
+    /// Port on which /metrics and /livez are served; 0 takes a free one; not served without this flag
+    #[arg(long)]
+    pub metrics_port: Option<u16>,
 }
 
 /// `fedbroker cluster-worker`
@@ -84,6 +90,12 @@ pub struct WorkerOptions {
     #[allow(rustdoc::invalid_html_tags, reason = "the text of --help, where a backtick would show")]
     #[arg(long, default_value = "fedbroker-data/work")]
     pub work_dir: PathBuf,
+    /// Port on which /metrics and /livez are served; 0 takes a free one; not served without this flag
+    #[arg(long)]
+    pub metrics_port: Option<u16>,
+    /// Address of --metrics-port
+    #[arg(long, default_value = "127.0.0.1")]
+    pub metrics_host: String,
 }
 
 /// `fedbroker master`

@@ -18,8 +18,10 @@ pub mod engine;
 pub mod job_types;
 pub mod machine;
 pub mod master;
+pub mod metrics;
 #[path = "../migrations/mod.rs"]
 pub mod migrations;
+pub mod observe;
 pub mod store;
 pub mod supervisor;
 pub mod telemetry;

@@ -4,6 +4,7 @@
 //! (exit non-zero, with the reason). Order at the end: doors stop taking, then the process leaves; nothing needs a farewell, since
 //! whatever was acknowledged is durable already.
 
+use crate::metrics::Metrics;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
@@ -20,9 +21,10 @@ pub enum Policy {
     Ordinary,
 }
 
-/// Spawns and ends the tasks of one role. Cheap to clone.
+/// Spawns and ends the tasks of one role, and has its metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Supervisor {
+    metrics: Metrics,
     stop: CancellationToken,
     tracker: TaskTracker,
     failure: Arc<Mutex<Option<anyhow::Error>>>,
@@ -38,10 +40,16 @@ impl Supervisor {
     /// A supervisor with nothing to watch yet.
     pub fn new() -> Self {
         Self {
+            metrics: Metrics::new(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             failure: Arc::new(Mutex::new(None)),
         }
+    }
+
+    /// What this role measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Run a future under a name until it ends or the role stops.

@@ -14,16 +14,17 @@ mod watch;
 mod worker_stream;
 
 use crate::config::ClusterManagerOptions;
-use crate::engine::clock::SystemClock;
+use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::{Opened, open};
 use crate::machine::cluster::{Cluster, Command, Rules};
+use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::cluster::cluster_manager_server::ClusterManagerServer;
-use crate::wire::serve::{PeerService, bind, server};
+use crate::wire::serve::{PeerService, bind, metered_server};
 use anyhow::Context;
 use parts::Shared;
 use std::net::SocketAddr;
@@ -75,6 +76,7 @@ impl Settings {
 /// The port or the data directory cannot be had, or the store fails.
 pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
     let (listener, address) = bind(&options.host, options.port).await?;
+    observe::start(ROLE, &options.host, options.metrics_port, &supervisor).await?;
     start(Settings::from_options(&options), listener, &supervisor).await?;
     say(&format!("{ROLE} ready on {address}"));
     supervisor.run().await
@@ -86,8 +88,10 @@ pub async fn serve(options: ClusterManagerOptions, supervisor: Supervisor) -> an
 /// As [`serve`].
 pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Supervisor) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
+    let metrics = supervisor.metrics().clone();
+    metrics.begin(ROLE, SystemClock.now().0);
     let (dir, machine) = (settings.data_dir.clone(), Cluster::new(settings.rules.clone()));
-    let opened = Supervisor::blocking(move || open(&dir, ROLE, None, machine, MESSAGE_MAX as u64)).await??;
+    let opened = Supervisor::blocking(move || open(&dir, ROLE, None, machine, MESSAGE_MAX as u64, &metrics)).await??;
     let Opened {
         engine,
         payloads,
@@ -123,7 +127,10 @@ fn listen(listener: TcpListener, shared: Shared, instance: String) {
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let peer = PeerServer::new(PeerService { role: ROLE, instance });
-    let router = server().add_service(fedvision).add_service(fedbroker).add_service(peer);
+    let router = metered_server(supervisor.metrics())
+        .add_service(fedvision)
+        .add_service(fedbroker)
+        .add_service(peer);
     let (stopped, fatal) = (supervisor.stopped(), supervisor.clone());
     supervisor.spawn("cluster doors", Policy::Essential, async move {
         if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {

@@ -8,9 +8,10 @@ mod hub;
 mod service;
 
 use crate::config::CoordinatorOptions;
-use crate::engine::clock::SystemClock;
+use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::{Opened, open};
 use crate::machine::coordinator::{Command, Coordinator, Rules};
+use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
@@ -76,13 +77,17 @@ impl Bound {
             listener,
             address,
         } = self;
+        let metrics = supervisor.metrics().clone();
+        metrics.begin(ROLE, SystemClock.now().0);
+        observe::start(ROLE, &options.host, options.metrics_port, &supervisor).await?;
         let rules = Rules {
             party_lease_ms: options.party_lease.saturating_mul(1000),
             keep_closed_ms: options.keep_closed.saturating_mul(1000),
             settle_ms: options.settle.saturating_mul(1000),
         };
         let machine = Coordinator::new(rules);
-        let opened = Supervisor::blocking(move || open(&options.data_dir, ROLE, None, machine, MESSAGE_MAX as u64)).await??;
+        let open = move || open(&options.data_dir, ROLE, None, machine, MESSAGE_MAX as u64, &metrics);
+        let opened = Supervisor::blocking(open).await??;
         let Opened {
             engine,
             payloads,
@@ -117,7 +122,9 @@ impl Bound {
             .max_encoding_message_size(MESSAGE_MAX);
         let peer = PeerServer::new(PeerService { role: ROLE, instance });
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let router = serve::server().add_service(coordinator).add_service(peer);
+        let router = serve::metered_server(supervisor.metrics())
+            .add_service(coordinator)
+            .add_service(peer);
         let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());
         tokio::pin!(serving);
         say(&format!("coordinator ready on {address}"));

@@ -6,17 +6,19 @@
 
 use super::projection::Published;
 use super::reader::{ENDED, LIVE, PAYLOAD, Reader, record_key};
-use super::{EffectSink, Envelope, Parts, Refusal};
+use super::{Census, EffectSink, Envelope, Message, Parts, Refusal, counted};
 use crate::crash_point::{self, Moment};
 use crate::machine::content::PayloadRef;
 use crate::machine::{Changes, Input, Machine, Named, Out};
+use crate::metrics::{Depth, Engine as Metrics};
 use crate::store::payload::Pinned;
 use crate::store::space::{FULL, Level, SLACK};
 use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec, write_cost};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// No more commands are taken once a batch costs this much at worst: the largest single command (a proposal with all its tasks, half the limit;
@@ -52,6 +54,8 @@ struct Turn<M: Machine> {
     nothing_new: bool,
     /// Payload files of the commands, let go once the records count them or the commands are refused.
     pins: Vec<Pinned>,
+    /// Who wants to know how many live records there are.
+    looks: Vec<blocking::Sender<Census>>,
 }
 
 impl<M: Machine> Turn<M> {
@@ -66,6 +70,7 @@ impl<M: Machine> Turn<M> {
             answers: Vec::new(),
             commands: Vec::new(),
             pins: Vec::new(),
+            looks: Vec::new(),
         }
     }
 
@@ -90,6 +95,8 @@ pub(super) struct Loop<M: Machine> {
     sink: EffectSink<M>,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
+    metrics: Metrics,
+    depth: Depth,
 }
 
 impl<M: Machine> Loop<M> {
@@ -100,8 +107,11 @@ impl<M: Machine> Loop<M> {
         read_only: Arc<AtomicBool>,
         published: Published<M>,
         sink: EffectSink<M>,
+        (metrics, depth): (Metrics, Depth),
     ) -> Self {
         Self {
+            metrics,
+            depth,
             read_only,
             published,
             parts,
@@ -112,7 +122,7 @@ impl<M: Machine> Loop<M> {
     }
 
     /// Until every handle is gone, or the store fails. After a full disk it stays until there is space or the role has `stopped`.
-    pub(super) fn run(&mut self, mut queue: mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) -> Result<(), Error> {
+    pub(super) fn run(&mut self, mut queue: mpsc::Receiver<Message<M>>, stopped: &dyn Fn() -> bool) -> Result<(), Error> {
         let failed = self.serve(&mut queue);
         if failed.as_ref().is_err_and(Error::is_full) {
             self.wait_for_space(&mut queue, stopped);
@@ -120,13 +130,13 @@ impl<M: Machine> Loop<M> {
         failed
     }
 
-    fn serve(&mut self, queue: &mut mpsc::Receiver<Envelope<M>>) -> Result<(), Error> {
+    fn serve(&mut self, queue: &mut mpsc::Receiver<Message<M>>) -> Result<(), Error> {
         while let Some(first) = queue.blocking_recv() {
             let mut turn = Turn::new(self.parts.space.look().level == Level::Full);
-            self.take(first, &mut turn)?;
+            self.receive(first, &mut turn)?;
             while !turn.is_full() {
                 match queue.try_recv() {
-                    Ok(envelope) => self.take(envelope, &mut turn)?,
+                    Ok(message) => self.receive(message, &mut turn)?,
                     Err(_) => break,
                 }
             }
@@ -136,17 +146,30 @@ impl<M: Machine> Loop<M> {
     }
 
     /// Refuse what comes. The machine is ahead of what is durable, so it is not asked any more.
-    fn wait_for_space(&self, queue: &mut mpsc::Receiver<Envelope<M>>, stopped: &dyn Fn() -> bool) {
+    fn wait_for_space(&self, queue: &mut mpsc::Receiver<Message<M>>, stopped: &dyn Fn() -> bool) {
         tracing::error!("a commit found the disk full: read only until there is space, then this process ends and a restart goes on");
         while !stopped() && self.parts.space.look_now().free < FULL + SLACK {
             std::thread::sleep(LOOK_EVERY);
-            while let Ok(envelope) = queue.try_recv() {
-                let _ = envelope.answer.send(Err(Refusal::DiskFull));
+            while let Ok(message) = queue.try_recv() {
+                if let Message::Command(envelope) = message {
+                    let _ = envelope.answer.send(Err(Refusal::DiskFull));
+                }
             }
         }
     }
 
+    fn receive(&mut self, message: Message<M>, turn: &mut Turn<M>) -> Result<(), Error> {
+        match message {
+            Message::Command(envelope) => self.take(envelope, turn)?,
+            Message::Census(asked) => turn.looks.push(asked),
+        }
+        Ok(())
+    }
+
     fn take(&mut self, envelope: Envelope<M>, turn: &mut Turn<M>) -> Result<(), Error> {
+        if turn.commands.is_empty() {
+            self.depth.begin(envelope.sent);
+        }
         let name = envelope.command.name();
         crash_point::reach_moment(M::ROLE, name, Moment::Taken);
         turn.commands.push(name);
@@ -204,9 +227,11 @@ impl<M: Machine> Loop<M> {
             answers,
             commands,
             pins,
+            looks,
             ..
         } = turn;
         if !events.is_empty() {
+            let (began, written) = (Instant::now(), events.len());
             let (records, ended) = self.encode_records(&changes, &recalled)?;
             let head = self.parts.store.head();
             let commit = Commit {
@@ -217,6 +242,10 @@ impl<M: Machine> Loop<M> {
             };
             if let Err(error) = self.parts.store.commit(&commit) {
                 self.read_only.store(error.is_full(), Ordering::Relaxed);
+                self.depth.end();
+                if error.is_full() {
+                    self.metrics.disk_full();
+                }
                 for (answer, _) in answers {
                     let _ = answer.send(Err(Refusal::Unknown));
                 }
@@ -225,34 +254,45 @@ impl<M: Machine> Loop<M> {
             self.parts.payloads.settle(&changes.held, &changes.released);
             let last = self.parts.store.head().next_seq - 1;
             self.published.committed(&self.parts.machine, changes.keys.iter(), last);
-            for key in &ended {
+            for (key, what) in &ended {
                 self.parts.machine.forget(key);
+                what.iter().for_each(|what| self.metrics.ended(what));
             }
+            self.metrics.committed(commands.len(), written, began.elapsed());
         }
         if !pins.is_empty() {
             // What no record has come to refer to (a refused command, a repeated one) is removed now, or a quiet role would keep it.
             drop(pins);
             self.parts.payloads.settle(&[], &[]);
         }
-        for name in commands {
+        for name in &commands {
             crash_point::reach_moment(M::ROLE, name, Moment::Durable);
         }
+        let outcomes = answers.iter().map(|(_, reply)| outcome::<M>(reply));
+        self.metrics.answered(commands.into_iter().zip(outcomes));
         for (answer, reply) in answers {
             let _ = answer.send(reply);
         }
+        self.depth.end();
         for effect in effects {
             hand_on::<M>(&mut self.sink, effect);
+        }
+        if !looks.is_empty() {
+            let census = self.parts.machine.census();
+            for look in looks {
+                let _ = look.send(census.clone());
+            }
         }
         Ok(())
     }
 
-    /// The changed records as store changes, and the keys of those that have ended.
+    /// The changed records as store changes, and the keys of those that have ended; with what it was, if it was live until now.
     #[expect(clippy::type_complexity, reason = "a pair used once, by the caller above")]
     fn encode_records(
         &mut self,
         changes: &Changes<M::Key>,
         recalled: &BTreeSet<M::Key>,
-    ) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<M::Key>), Error> {
+    ) -> Result<(Vec<(Vec<u8>, Option<Vec<u8>>)>, Vec<(M::Key, Option<&'static str>)>), Error> {
         let mut records = Vec::with_capacity(changes.keys.len() * 2);
         let mut ended = Vec::new();
         for key in &changes.keys {
@@ -268,7 +308,7 @@ impl<M: Machine> Loop<M> {
                 Some(record) => {
                     records.push((live, None));
                     records.push((past, Some(codec::encode(&record))));
-                    ended.push(key.clone());
+                    ended.push((key.clone(), (!recalled.contains(key)).then(|| M::ending(&record))));
                 }
                 None => {
                     records.push((live, None));
@@ -298,6 +338,11 @@ impl<M: Machine> Loop<M> {
                 },
             };
             let after = u32::try_from((i64::from(before) + change).max(0)).unwrap_or(u32::MAX);
+            match (before, after) {
+                (0, 1..) => self.metrics.payloads(1, counted(payload.len)),
+                (1.., 0) => self.metrics.payloads(-1, -counted(payload.len)),
+                (0, 0) | (1.., 1..) => {}
+            }
             if after == 0 {
                 self.payload_counts.remove(&payload);
                 records.push((key, None));
@@ -307,5 +352,15 @@ impl<M: Machine> Loop<M> {
             }
         }
         Ok(())
+    }
+}
+
+/// What became of a command, for the metrics.
+fn outcome<M: Machine>(outcome: &Outcome<M>) -> &'static str {
+    match outcome {
+        Ok(_) => "accepted",
+        Err(Refusal::Rejected(_)) => "rejected",
+        Err(Refusal::DiskFull) => "disk_full",
+        Err(Refusal::Unknown | Refusal::Stopped) => "unknown",
     }
 }

@@ -16,6 +16,7 @@ pub mod replay;
 
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;
+use crate::metrics::{Depth, Metrics};
 use crate::store::payload::{Payloads, Pinned};
 use crate::store::space::Space;
 use crate::store::{Error as StoreError, Seq, Store};
@@ -26,6 +27,8 @@ use reader::Reader;
 use recover::RecoveryReport;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Commands that may wait for the loop. More than one batch, so that the next one fills while a barrier runs; small enough that a
@@ -49,8 +52,23 @@ pub enum Refusal<R> {
     Stopped,
 }
 
+/// How long somebody who looks at the metrics waits for a census: a loop at a barrier is behind by one commit at most.
+const CENSUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the queue of the loop holds.
+enum Message<M: Machine> {
+    Command(Envelope<M>),
+    /// Somebody wants to know how many live records there are.
+    Census(blocking::Sender<Census>),
+}
+
+/// Live records by kind and state.
+type Census = Vec<(&'static str, u64)>;
+
 struct Envelope<M: Machine> {
     command: M::Command,
+    /// When it was put into the queue, or began to wait for its place there.
+    sent: Instant,
     /// Keep the payload files the command refers to, until its records do.
     pins: Vec<Pinned>,
     answer: oneshot::Sender<Result<M::Reply, Refusal<M::Rejection>>>,
@@ -58,11 +76,21 @@ struct Envelope<M: Machine> {
 
 /// The door to the loop. Cheap to clone.
 pub struct Handle<M: Machine> {
-    queue: mpsc::Sender<Envelope<M>>,
+    queue: mpsc::Sender<Message<M>>,
     reader: Reader<M>,
     space: Arc<Space>,
     read_only: Arc<AtomicBool>,
     head: watch::Receiver<Seq>,
+    depth: Depth,
+}
+
+/// How far the loop is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Commands that wait for the loop.
+    pub waiting: usize,
+    /// How long the oldest command that the loop is at has been waiting for its answer.
+    pub oldest: Duration,
 }
 
 /// Whether the role's log can be written.
@@ -84,6 +112,7 @@ impl<M: Machine> Clone for Handle<M> {
             space: self.space.clone(),
             read_only: self.read_only.clone(),
             head: self.head.clone(),
+            depth: self.depth.clone(),
         }
     }
 }
@@ -104,10 +133,14 @@ impl<M: Machine> Handle<M> {
     /// As [`Handle::send`].
     pub async fn send_pinned(&self, command: M::Command, pins: Vec<Pinned>) -> Result<M::Reply, Refusal<M::Rejection>> {
         let (answer, reply) = oneshot::channel();
-        self.queue
-            .send(Envelope { command, pins, answer })
-            .await
-            .map_err(|_| Refusal::Stopped)?;
+        let sent = Instant::now();
+        let envelope = Envelope {
+            command,
+            sent,
+            pins,
+            answer,
+        };
+        self.queue.send(Message::Command(envelope)).await.map_err(|_| Refusal::Stopped)?;
         reply.await.unwrap_or(Err(Refusal::Unknown))
     }
 
@@ -125,6 +158,31 @@ impl<M: Machine> Handle<M> {
     /// The room on the disk of the log.
     pub fn space(&self) -> &Arc<Space> {
         &self.space
+    }
+
+    /// How far the loop is behind.
+    pub fn backlog(&self) -> Backlog {
+        Backlog {
+            waiting: self.queue.max_capacity() - self.queue.capacity(),
+            oldest: self.depth.oldest(),
+        }
+    }
+
+    /// Let the metrics show the backlog and a census whenever somebody looks. The loop may end all the same once the other handles are gone.
+    fn shown_by(&self, metrics: &Metrics) {
+        let (queue, depth) = (self.queue.downgrade(), self.depth.clone());
+        let engine = metrics.engine().clone();
+        metrics.probe(move || {
+            let Some(queue) = queue.upgrade() else { return };
+            engine.depth(queue.max_capacity() - queue.capacity(), depth.oldest());
+            let (asked, census) = blocking::channel();
+            // A queue without a place, or a loop that does not come to it, leaves the last census standing.
+            if queue.try_send(Message::Census(asked)).is_ok()
+                && let Ok(census) = census.recv_timeout(CENSUS_LIMIT)
+            {
+                engine.census(&census);
+            }
+        });
     }
 
     /// Whether commands can be taken.
@@ -159,7 +217,7 @@ pub type EffectSink<M> = Box<dyn FnMut(<M as Machine>::Effect) + Send>;
 /// A recovered engine that has not begun to work: doors can be given the handle before the first effect leaves.
 pub struct Engine<M: Machine> {
     parts: Parts<M>,
-    queue: mpsc::Receiver<Envelope<M>>,
+    queue: mpsc::Receiver<Message<M>>,
     handle: Handle<M>,
     /// What was found in the store.
     pub report: RecoveryReport,
@@ -183,6 +241,7 @@ impl<M: Machine> Engine<M> {
             space: parts.space.clone(),
             read_only: Arc::default(),
             head: followed,
+            depth: Depth::default(),
         };
         Ok(Self {
             parts,
@@ -217,10 +276,15 @@ impl<M: Machine> Engine<M> {
             head,
             projection,
             unproved,
-            ..
+            report,
         } = self;
-        let Handle { reader, read_only, .. } = handle;
         let published = Published { head, projection };
+        let metrics = supervisor.metrics().engine().clone();
+        handle.shown_by(supervisor.metrics());
+        metrics.payloads(counted(report.payloads), counted(report.payload_bytes));
+        let Handle {
+            reader, read_only, depth, ..
+        } = handle;
         reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
         let role = supervisor.clone();
@@ -230,7 +294,7 @@ impl<M: Machine> Engine<M> {
             }
             let stopped = || role.is_stopped();
             // Lives until the role knows why: the end of its sink looks like a failure of the executors.
-            let mut engine = commit::Loop::new(parts, reader, read_only, published, sink);
+            let mut engine = commit::Loop::new(parts, reader, read_only, published, sink, (metrics, depth));
             if let Err(error) = engine.run(queue, &stopped) {
                 let why = if error.is_full() {
                     "the disk was full; a restart goes on from what is durable"
@@ -241,4 +305,8 @@ impl<M: Machine> Engine<M> {
             }
         })
     }
+}
+
+fn counted(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -19,6 +19,8 @@ pub struct RecoveryReport {
     pub epoch: u64,
     /// Payload files in use.
     pub payloads: u64,
+    /// Bytes in them.
+    pub payload_bytes: u64,
     /// How long reading the records back took.
     pub took: Duration,
 }
@@ -86,6 +88,7 @@ pub(super) fn load<M: Machine>(parts: &mut Parts<M>) -> Result<(RecoveryReport, 
         next_seq: head.next_seq,
         epoch: head.epoch,
         payloads: counts.len() as u64,
+        payload_bytes: counts.iter().map(|(payload, _)| payload.len).sum(),
         took: began.elapsed(),
     };
     Ok((report, unproved))

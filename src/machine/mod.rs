@@ -187,6 +187,9 @@ pub trait Machine: Send + Sized + 'static {
 
     /// Live records by kind and state, for the recovery report and the metrics, e.g. `("job running", 3)`.
     fn census(&self) -> Vec<(&'static str, u64)>;
+
+    /// Kind and state of a record that has ended, for the metrics, e.g. `job failed`.
+    fn ending(record: &Self::Record) -> &'static str;
 }
 
 /// Join ids to key bytes: a kind byte, then the parts with a zero byte between them (no id contains one).

@@ -19,6 +19,17 @@ pub enum End {
     Cancelled,
 }
 
+impl End {
+    /// Kind and state of a task that ended so, for the metrics.
+    pub(super) fn of_task(self) -> &'static str {
+        match self {
+            End::Succeeded => "task success",
+            End::Failed => "task failed",
+            End::Cancelled => "task cancelled",
+        }
+    }
+}
+
 /// The outcome of one attempt of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {

@@ -13,6 +13,7 @@ mod watch;
 use crate::config::MasterOptions;
 use crate::engine::Handle;
 use crate::engine::backup::Source;
+use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
 use crate::job_types::exec::Shim;
@@ -24,7 +25,8 @@ use crate::store::Error as StoreError;
 use crate::store::payload::{Payloads, Pinned};
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
-use crate::wire::connect::{Backoff, MESSAGE_MAX, channel};
+use crate::wire::connect::{Backoff, MESSAGE_MAX};
+use crate::wire::metered::channel;
 use crate::wire::serve::bind;
 use anyhow::Context;
 use bytes::Bytes;
@@ -169,11 +171,13 @@ fn is_passing(error: &anyhow::Error) -> bool {
 /// # Errors
 /// The options, the port or the data directory are no good.
 pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Result<()> {
+    let metrics = supervisor.metrics().clone();
+    metrics.begin("master", SystemClock.now().0);
     let settings = Settings::read(options.config.as_deref())?;
     let party = PartyId::parse(options.party_id.clone()).context("--party-id")?;
     anyhow::ensure!(party.as_str().len() <= PARTY_MAX, "--party-id: at most {PARTY_MAX} bytes");
-    let coordinator = channel(&options.coordinator_address).context("--coordinator-address")?;
-    let cluster = channel(&options.cluster_address).context("--cluster-address")?;
+    let coordinator = channel(&options.coordinator_address, subscriber::PEER, &metrics).context("--coordinator-address")?;
+    let cluster = channel(&options.cluster_address, submitter::PEER, &metrics).context("--cluster-address")?;
     let registry = registry(&options, &settings)?;
     settings.check_types(&subscribed_types(&options))?;
     let (listener, address) = bind(&options.rest_host, options.submitter_port).await.context("--submitter-port")?;
@@ -186,7 +190,8 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     };
     let dir = options.data_dir.clone().unwrap_or_else(|| default_data_dir(&party));
     let owner = party.clone();
-    let opened = Supervisor::blocking(move || open(&dir, "master", Some(owner.as_str()), Master::new(rules), PAYLOAD_MAX)).await??;
+    let opened =
+        Supervisor::blocking(move || open(&dir, "master", Some(owner.as_str()), Master::new(rules), PAYLOAD_MAX, &metrics)).await??;
     let shared = Shared {
         party,
         handle: opened.engine.handle(),

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::settings::Settings;
 use super::submitter::pause;
+use super::subscriber::PEER;
 use crate::job_types::PrepareInput;
 use crate::machine::ids::{JobId, TaskId, TypeName};
 use crate::machine::master::records::{Failure, Job, JobState};
@@ -14,12 +15,12 @@ use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::proposal;
 use crate::wire::metadata;
+use crate::wire::metered::Channel;
 use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// Compiles, packs and proposes. Cheap to clone.
@@ -170,6 +171,7 @@ impl Runner {
                 }
                 Err(_) => self.note(id, "the coordinator does not answer".to_owned()).await,
             }
+            self.shared.supervisor.metrics().peers().unanswered(PEER);
             backoff.wait().await;
         }
     }

@@ -17,6 +17,7 @@ use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, Release
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
 use crate::wire::fedvision::framework::cluster::{task_resource_require, task_submit};
+use crate::wire::metered::Channel;
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -24,10 +25,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// Calls in flight at once: enough to fill the manager's commit batches, few enough that large payloads do not pile up in memory.
 const IN_FLIGHT: usize = 64;
+/// The role of the peer, in metrics.
+pub(super) const PEER: &str = "cluster-manager";
 /// Runs lanes of effects, one lane for each job. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Submitter {
@@ -157,6 +159,7 @@ impl Submitter {
         F: Future<Output = Result<T, Failed>>,
     {
         let mut backoff = Backoff::new();
+        let metrics = self.shared.supervisor.metrics().peers();
         loop {
             let permit = self.in_flight.acquire().await;
             let answer = tokio::time::timeout(self.call_limit, call()).await;
@@ -164,7 +167,10 @@ impl Submitter {
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(Failed::Refused(why))) => return Err(why),
-                Ok(Err(Failed::Waiting(why))) => why,
+                Ok(Err(Failed::Waiting(why))) => {
+                    metrics.not_now(PEER);
+                    why
+                }
                 Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
                 Err(_) => self.unreachable("no answer in time"),
             };
@@ -186,6 +192,7 @@ impl Submitter {
     /// A call failed: what is known of the peer may be wrong by now.
     fn unreachable(&self, why: &str) -> String {
         self.probe.forget();
+        self.shared.supervisor.metrics().peers().unanswered(PEER);
         format!("the cluster manager at {} cannot be reached: {why}", self.address)
     }
 

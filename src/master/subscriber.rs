@@ -8,6 +8,7 @@ use super::{Shared, SubscriptionState};
 use crate::engine::Refusal;
 use crate::machine::ids::{ProposalId, TaskKey, TypeName};
 use crate::machine::master::{Command, WonTask};
+use crate::metrics::Peers;
 use crate::store::payload::Pinned;
 use crate::supervisor::Policy;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
@@ -15,10 +16,10 @@ use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::{fetch_task, leave, subscribe};
 use crate::wire::metadata;
+use crate::wire::metered::Channel;
 use prost::Message;
 use std::future::Future;
 use std::time::Duration;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How long a Leave may take. At a FedVision 0.1 coordinator that has offered the party anything since its stream died, it never returns.
@@ -30,6 +31,8 @@ const BURNT: &str = "the coordinator has this party enrolled from before and doe
                      coordinator is restarted, or the party takes another id";
 /// NOT_ALLOW means that the coordinator does not know this party now; a Subscribe may be under way.
 const NOT_ALLOW_TRIES: u32 = 6;
+/// The role of the peer, in metrics.
+pub(super) const PEER: &str = "coordinator";
 
 /// Keeps the subscription and fetches. Cheap to clone.
 #[derive(Clone)]
@@ -68,6 +71,10 @@ impl Subscriber {
         }
     }
 
+    fn peers(&self) -> &Peers {
+        self.shared.supervisor.metrics().peers()
+    }
+
     fn client(&self) -> CoordinatorClient<Channel> {
         CoordinatorClient::new(self.coordinator.clone())
             .max_decoding_message_size(MESSAGE_MAX)
@@ -94,6 +101,8 @@ impl Subscriber {
                     refused,
                     trouble: Some(trouble),
                 });
+                subscriber.peers().connected(PEER, false);
+                subscriber.peers().reconnects(PEER).one();
                 backoff.wait().await;
             }
         });
@@ -177,6 +186,7 @@ impl Subscriber {
 
     fn subscribed(&self, trouble: Option<String>) {
         tracing::info!(party = %self.shared.party, job_types = ?self.job_types, but = trouble, "subscribed");
+        self.peers().connected(PEER, true);
         self.shared.subscription.set(SubscriptionState {
             connected: true,
             refused: false,
@@ -286,6 +296,7 @@ impl Subscriber {
                 }
                 Err(_) => {}
             }
+            self.peers().unanswered(PEER);
             backoff.wait().await;
         }
     }

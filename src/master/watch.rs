@@ -3,6 +3,7 @@
 //! A FedVision 0.1 manager has no such service: its tasks stay open, and it is asked now and then whether it has become one of ours.
 
 use super::Shared;
+use super::submitter::PEER;
 use crate::engine::Refusal;
 use crate::machine::ids::TaskKey;
 use crate::machine::ids::WorkerId;
@@ -12,6 +13,7 @@ use crate::supervisor::Policy;
 use crate::wire::connect::{Backoff, PeerKind, Probe};
 use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
 use crate::wire::fedbroker::v1::{self, TaskEnd, WatchRequest, outcome};
+use crate::wire::metered::Channel;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::collections::HashSet;
@@ -19,7 +21,6 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 
 /// How often a FedVision 0.1 manager is asked whether it still is one.
 const LEGACY_PAUSE: Duration = Duration::from_secs(30);
@@ -63,6 +64,7 @@ struct Watch {
 impl Watch {
     async fn run(mut self) {
         let mut backoff = Backoff::new();
+        let reconnects = self.shared.supervisor.metrics().peers().reconnects(PEER);
         loop {
             if self.open.is_empty() {
                 match self.queue.recv().await {
@@ -79,6 +81,7 @@ impl Watch {
                 Err(status) => tracing::debug!(why = status.message(), "the cluster manager cannot be reached"),
             }
             self.probe.forget();
+            reconnects.one();
             backoff.wait().await;
         }
     }

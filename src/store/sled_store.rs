@@ -39,6 +39,7 @@ use super::codec::{self, DecodeError};
 use super::directory::Directory;
 use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
 use crate::crash_point;
+use crate::metrics::Seconds;
 use barrier::{Barrier, View};
 use before::Before;
 use copy::Copies;
@@ -127,6 +128,11 @@ impl SledStore {
             writer: Mutex::new(writer),
             _lock: lock,
         }
+    }
+
+    /// Let the barriers of later commits be measured.
+    pub fn measure(&self, barriers: Seconds) {
+        let _ = self.disk.barriers.set(barriers);
     }
 
     fn raise_epoch(&self) -> Result<Head, Error> {

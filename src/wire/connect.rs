@@ -4,8 +4,12 @@
 //! minutes (GOAWAY `too_many_pings`). Our own servers ping instead, which every client answers.
 
 use super::fedbroker::v1::{HelloRequest, peer_client::PeerClient};
+use super::metered;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::transport::{Channel, Endpoint};
 
 /// The largest message taken or sent, bytes: the limit of FedVision 0.1 for its coordinator and cluster manager.
@@ -64,7 +68,10 @@ pub enum PeerKind {
 ///
 /// # Errors
 /// Any failure but UNIMPLEMENTED: it says nothing about the peer, ask again.
-pub async fn hello(channel: Channel, role: &str) -> Result<PeerKind, tonic::Status> {
+pub async fn hello<C>(channel: C, role: &str) -> Result<PeerKind, tonic::Status>
+where
+    C: GrpcService<Body, Error: Into<StdError>, ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static>,
+{
     let request = HelloRequest {
         role: role.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -83,14 +90,14 @@ pub async fn hello(channel: Channel, role: &str) -> Result<PeerKind, tonic::Stat
 /// What the peer behind a channel is, asked once and again when something went wrong. Cheap to clone.
 #[derive(Clone)]
 pub struct Probe {
-    channel: Channel,
+    channel: metered::Channel,
     role: &'static str,
     known: Arc<Mutex<Option<(PeerKind, Instant)>>>,
 }
 
 impl Probe {
     /// Nothing is asked yet.
-    pub fn new(channel: Channel, role: &'static str) -> Self {
+    pub fn new(channel: metered::Channel, role: &'static str) -> Self {
         Self {
             channel,
             role,

@@ -1,10 +1,13 @@
 //! Incoming connections: the listener, the limits of our gRPC servers, and the answer to "what are you".
 
 use super::fedbroker::v1::{HelloReply, HelloRequest, peer_server};
+use super::metered::Meter;
+use crate::metrics::Metrics;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
+use tower_layer::{Identity, Stack};
 
 /// How often an idle client is asked whether it is still there, so that a half-open connection is found.
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -33,6 +36,11 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
+}
+
+/// [`server`], and what it is asked is measured.
+pub fn metered_server(metrics: &Metrics) -> Server<Stack<Meter, Identity>> {
+    server().layer(Meter::new(metrics))
 }
 
 /// Answers `fedbroker.v1.Peer/Hello` for a role.

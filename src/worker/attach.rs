@@ -12,11 +12,11 @@ use crate::wire::fedbroker::v1::{
     self, FromWorker, Heartbeat, KillTask, TaskAttempt, TaskReport, ToWorker, WorkerAttach, cluster_client::ClusterClient, from_worker,
     to_worker,
 };
+use crate::wire::metered::Channel;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 /// Messages that may wait for the connection; more reports wait in the table.
 const OUTGOING: usize = 64;

@@ -11,9 +11,9 @@ use crate::machine::outcome::{End, Outcome};
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
 use crate::wire::fedvision::framework::cluster::{enroll, update_status};
+use crate::wire::metered::Channel;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 /// The manager drops a worker after five silent seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);

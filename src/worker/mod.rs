@@ -10,13 +10,16 @@ mod table;
 mod tasks;
 
 use crate::config::WorkerOptions;
-use crate::engine::clock::new_instance;
+use crate::engine::clock::{Clock, SystemClock, new_instance};
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options, Python, Registry};
 use crate::machine::ids::WorkerId;
+use crate::metrics::Metrics;
+use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
-use crate::wire::connect::{Backoff, PeerKind, channel, hello};
+use crate::wire::connect::{Backoff, PeerKind, hello};
+use crate::wire::{connect, metered};
 use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +28,8 @@ use std::time::Duration;
 use tasks::Tasks;
 
 const ROLE: &str = "cluster-worker";
+/// The role it is connected to, in metrics.
+const PEER: &str = "cluster-manager";
 /// The longest `--paddle-timeout`, seconds: a year.
 const PADDLE_TIMEOUT_MAX_S: u64 = 366 * 24 * 3600;
 
@@ -35,6 +40,7 @@ struct Worker {
     instance: String,
     tasks: Arc<Tasks>,
     announced: AtomicBool,
+    metrics: Metrics,
 }
 
 /// How a connection ended.
@@ -59,6 +65,7 @@ impl Ending {
 impl Worker {
     /// The manager has taken this worker.
     fn attached(&self) {
+        self.metrics.peers().connected(PEER, true);
         tracing::info!(worker = self.options.name, manager = self.options.manager_address, "attached");
         if !self.announced.swap(true, Ordering::Relaxed) {
             say(&format!("{ROLE} ready on {}", self.options.manager_address));
@@ -79,9 +86,10 @@ pub async fn serve(options: WorkerOptions, supervisor: Supervisor) -> anyhow::Re
 ///
 /// # Errors
 /// As [`serve`].
-#[expect(clippy::unused_async, reason = "must be called inside a runtime, like every role")]
 pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Shim) -> anyhow::Result<()> {
     let (options, name) = check(options)?;
+    supervisor.metrics().begin(ROLE, SystemClock.now().0);
+    observe::start(ROLE, &options.metrics_host, options.metrics_port, &supervisor).await?;
     let registry = Registry::new(Options {
         enabled: None,
         programs_dir: options.programs_dir.clone(),
@@ -95,12 +103,14 @@ pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Sh
     })?;
     let max = usize::try_from(options.max_tasks)?;
     let tasks = Tasks::new(name, max, options.work_dir.clone(), registry, supervisor.clone());
+    tasks.shown_by(supervisor.metrics());
     let instance = new_instance().iter().map(|byte| format!("{byte:02x}")).collect();
     let worker = Worker {
         options,
         instance,
         tasks,
         announced: AtomicBool::new(false),
+        metrics: supervisor.metrics().clone(),
     };
     supervisor.spawn("connection to the manager", Policy::Essential, connect(worker));
     Ok(())
@@ -109,9 +119,10 @@ pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Sh
 /// Keep a connection to the manager, for ever.
 async fn connect(worker: Worker) {
     let mut backoff = Backoff::new();
+    let reconnects = worker.metrics.peers().reconnects(PEER);
     let address = &worker.options.manager_address;
     loop {
-        let ending = match channel(address) {
+        let ending = match metered::channel(address, PEER, &worker.metrics) {
             Ok(channel) => match hello(channel.clone(), ROLE).await {
                 Ok(PeerKind::Fedbroker { .. }) => attach::session(&worker, channel).await,
                 Ok(PeerKind::FedVision) => enroll::session(&worker, channel).await,
@@ -120,6 +131,8 @@ async fn connect(worker: Worker) {
             // The options were checked, so this cannot be.
             Err(error) => Ending::not_attached(error.to_string()),
         };
+        worker.metrics.peers().connected(PEER, false);
+        reconnects.one();
         if ending.attached {
             backoff.reset();
             tracing::warn!(
@@ -157,7 +170,7 @@ fn check(mut options: WorkerOptions) -> anyhow::Result<(WorkerOptions, WorkerId)
         (1..=PADDLE_TIMEOUT_MAX_S).contains(&options.paddle_timeout),
         "--paddle-timeout: must be 1 to {PADDLE_TIMEOUT_MAX_S} seconds"
     );
-    channel(&options.manager_address).context("--manager-address")?;
+    connect::channel(&options.manager_address).context("--manager-address")?;
     options.data_base_dir = options.data_base_dir.map(|dir| existing("--data-base-dir", &dir)).transpose()?;
     options.programs_dir = options.programs_dir.map(|dir| existing("--programs-dir", &dir)).transpose()?;
     options.work_dir = writable(&options.work_dir)?;
@@ -203,6 +216,8 @@ mod tests {
             python: "python3".into(),
             paddle_timeout: 1,
             work_dir: dir.join("work"),
+            metrics_port: None,
+            metrics_host: "127.0.0.1".into(),
         }
     }
 

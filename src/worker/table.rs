@@ -78,6 +78,11 @@ impl Table {
         }
     }
 
+    /// How many run, how many may at once, how many wait.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        (self.running, self.max, self.waiting.len())
+    }
+
     /// A task came in.
     pub(super) fn admit(&mut self, attempt: &Attempt) -> Admission {
         match self.attempts.get(attempt) {

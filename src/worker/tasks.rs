@@ -10,6 +10,7 @@ use crate::engine::clock::{Clock, SystemClock};
 use crate::job_types::{Registry, TaskRunner};
 use crate::machine::ids::{TaskKey, WorkerId};
 use crate::machine::outcome::{End, Outcome};
+use crate::metrics::Metrics;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::fedvision::framework::Task;
 use std::path::PathBuf;
@@ -38,6 +39,17 @@ impl Tasks {
             table: Mutex::new(Table::new(max)),
             reports: Notify::new(),
         })
+    }
+
+    /// Let the metrics show how many tasks there are whenever somebody looks.
+    pub(super) fn shown_by(self: &Arc<Self>, metrics: &Metrics) {
+        let (tasks, worker) = (Arc::downgrade(self), metrics.worker().clone());
+        metrics.probe(move || {
+            if let Some(tasks) = tasks.upgrade() {
+                let (running, slots, waiting) = tasks.table().counts();
+                worker.tasks(running, slots, waiting);
+            }
+        });
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -137,6 +149,11 @@ impl Tasks {
     }
 
     fn ended(&self, attempt: &Attempt, outcome: Outcome) {
+        self.supervisor.metrics().worker().ended(match outcome.end {
+            End::Succeeded => "success",
+            End::Failed => "failed",
+            End::Cancelled => "cancelled",
+        });
         self.table().ended(attempt, outcome);
         self.reports.notify_one();
     }

@@ -9,6 +9,7 @@ use fedbroker::machine::Machine;
 use fedbroker::machine::content::PayloadRef;
 use fedbroker::machine::ids::PartyId;
 use fedbroker::machine::master::{Master, Rules, rule::ProposalAcceptRule};
+use fedbroker::metrics::Metrics;
 use fedbroker::store::{Error, Seq};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
@@ -43,7 +44,7 @@ fn answers(dir: &Path) -> Result<Answers, Error> {
         propose_again: false,
         submit_tries: 1,
     };
-    let opened = open(dir, "master", Some("p1"), Master::new(rules), 1 << 30)?;
+    let opened = open(dir, "master", Some("p1"), Master::new(rules), 1 << 30, &Metrics::new())?;
     let reader = opened.engine.handle().reader().clone();
     assert!(reader.history().done, "the store is too large to be proved at once");
     let mut records = BTreeMap::new();

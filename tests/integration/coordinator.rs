@@ -59,6 +59,7 @@ impl Server {
             party_lease: 60,
             settle: 0,
             keep_closed: 3600,
+            metrics_port: None,
         };
         let (bound, address) = oneshot::channel();
         let supervisor = Supervisor::new();

@@ -270,4 +270,16 @@ impl Machine for Cluster {
             ("lease held", count(self.leases.len())),
         ]
     }
+
+    fn ending(record: &Record) -> &'static str {
+        match record {
+            Record::Counters(_) => "counters ended",
+            Record::Lease(_) => "lease ended",
+            Record::Worker(_) => "worker lost",
+            Record::Task(task) => match &task.state {
+                TaskState::Ended(outcome) => outcome.end.of_task(),
+                TaskState::Queued | TaskState::Assigned { .. } => "task live",
+            },
+        }
+    }
 }

@@ -298,4 +298,17 @@ impl Machine for Coordinator {
             ("proposal closed", (self.proposals.len() - open) as u64),
         ]
     }
+
+    fn ending(record: &Record) -> &'static str {
+        match record {
+            Record::Proposal(proposal) => match proposal.verdict() {
+                Some((Verdict::Success, _)) => "proposal success",
+                Some((Verdict::NotEnoughResponders, _)) => "proposal not_enough_responders",
+                Some((Verdict::NotEnoughSubscribers, _)) => "proposal not_enough_subscribers",
+                Some((Verdict::Reject, _)) => "proposal rejected",
+                None => "proposal open",
+            },
+            _ => "record ended",
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
 use super::records::{Failure, Job, JobState, Origin, Participation, ParticipationState, STEPS_MAX, Step, Task, TaskState};
-use super::{Event, Key, Master};
+use super::{Event, Key, Master, Record};
 use crate::machine::Changes;
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName};
@@ -31,6 +31,35 @@ pub(super) fn census_task(state: &TaskState) -> &'static str {
         TaskState::Submitted { .. } => "task submitted",
         TaskState::Cancelling { .. } => "task cancelling",
         TaskState::Ended(_) => "task ended",
+    }
+}
+
+/// For the metrics.
+pub(super) fn ending(record: &Record) -> &'static str {
+    match record {
+        Record::Counter(_) => "counter ended",
+        Record::Job(job) => match job.state {
+            JobState::Succeeded => "job success",
+            JobState::Failed(_) => "job failed",
+            JobState::Cancelled { .. } => "job cancelled",
+            JobState::Waiting { .. }
+            | JobState::Held
+            | JobState::Leasing
+            | JobState::Preparing
+            | JobState::Proposing { .. }
+            | JobState::Running => "job live",
+        },
+        Record::Submission(_) => "submission ended",
+        Record::Task(task) => match &task.state {
+            TaskState::Ended(outcome) => outcome.end.of_task(),
+            TaskState::Held | TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. } => "task live",
+        },
+        Record::Participation(participation) => match participation.state {
+            ParticipationState::Offered => "proposal fetching",
+            ParticipationState::Won(_) => "proposal won",
+            ParticipationState::Declined(_) => "proposal declined",
+            ParticipationState::Missed(_) => "proposal missed",
+        },
     }
 }
 

@@ -279,4 +279,8 @@ impl Machine for Master {
         counts.insert("proposal fetching", offered);
         counts.into_iter().collect()
     }
+
+    fn ending(record: &Record) -> &'static str {
+        apply::ending(record)
+    }
 }

@@ -6,6 +6,7 @@
 mod backup;
 mod health;
 mod legacy;
+mod observe;
 mod python_reader;
 mod python_value;
 mod refusal;
@@ -20,6 +21,7 @@ use crate::machine::master::{Key, Record};
 use crate::supervisor::Supervisor;
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use server::Limits;
 use std::sync::Arc;
@@ -103,16 +105,19 @@ fn retry_after(status: StatusCode) -> Option<&'static str> {
 /// Serve until the role stops.
 pub(super) async fn serve(listener: TcpListener, door: Door) {
     let (limits, supervisor) = (door.limits, door.shared.supervisor.clone());
+    let http = supervisor.metrics().http().clone();
     let router = Router::new()
         .route("/submit", post(legacy::submit))
         .route("/query", post(legacy::query))
         .route("/api/v1/jobs/{id}", get(v1::job))
         .route("/api/v1/status", get(v1::status))
+        .route("/metrics", get(observe::metrics))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/api/v1/backup", post(backup::backup))
         .fallback(legacy::not_found)
         .method_not_allowed_fallback(legacy::not_allowed)
+        .layer(from_fn_with_state(http, observe::measure))
         .with_state(door);
     server::run(listener, router, limits, supervisor).await;
 }

@@ -22,14 +22,15 @@
 use super::super::Error;
 use super::reserve::Reserve;
 use crate::crash_point;
+use crate::metrics::Seconds;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Bytes of pages kept in memory; the page table comes on top (some 25 bytes for each value).
 const CACHE: u64 = 64 * 1024 * 1024;
@@ -50,6 +51,8 @@ pub(super) struct Disk {
     path: PathBuf,
     failed: AtomicBool,
     reserve: Mutex<Reserve>,
+    /// How long barriers take, once somebody measures it.
+    pub(super) barriers: OnceLock<Seconds>,
     #[cfg(test)]
     pub(super) fault: Mutex<Option<Fault>>,
 }
@@ -76,6 +79,7 @@ impl Disk {
             path,
             failed: AtomicBool::new(false),
             reserve: Mutex::default(),
+            barriers: OnceLock::new(),
             #[cfg(test)]
             fault: Mutex::default(),
         })
@@ -168,7 +172,9 @@ impl Disk {
             if *self.fault.lock().unwrap() == Some(Fault::AtBarrier) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
+            let began = Instant::now();
             self.log.sync_data()?;
+            self.barriers.get().iter().for_each(|barriers| barriers.observe(began.elapsed()));
             Ok(())
         })
     }

@@ -46,6 +46,8 @@ fn options(dir: &Path, manager: &Manager, max_tasks: u32) -> WorkerOptions {
         python: "python3".into(),
         paddle_timeout: 60,
         work_dir: dir.join("work"),
+        metrics_port: None,
+        metrics_host: "127.0.0.1".into(),
     }
 }
 
