@@ -96,29 +96,7 @@ mod tests {
     use crate::store::directory::Directory;
     use crate::store::sled_store::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, SledStore, Tally};
     use crate::store::{Commit, HISTORY, Store};
-    use std::collections::BTreeSet;
     use std::fs;
-    use std::path::Path;
-
-    fn names(dir: &Path) -> BTreeSet<String> {
-        let entries = fs::read_dir(dir).unwrap();
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn a_directory_looks_like_version_2() {
-        let root = tempfile::tempdir().unwrap();
-        let directory = Directory::open(root.path(), "master", [0xab; 16]).unwrap();
-        directory.claim("party1").unwrap();
-        drop(SledStore::open(&directory).unwrap());
-        let text = "fedbroker data directory\nformat 2\nneeds fedbroker 0.2.0\nrole master\nowner party1\n\
-                    instance abababababababababababababababab\nlog 1\ncheck ";
-        let format = fs::read_to_string(root.path().join("FORMAT")).unwrap();
-        assert!(format.starts_with(text), "{format}");
-        let expected = ["FORMAT", "LOCK", "high-water-1", "log-1", "payloads", "work"].map(String::from);
-        assert_eq!(names(root.path()), BTreeSet::from(expected));
-        assert_eq!(names(&root.path().join("log-1")), BTreeSet::from(["store".to_owned()]));
-    }
 
     #[test]
     fn the_head_value_has_the_bytes_of_version_2() {

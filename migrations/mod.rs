@@ -12,7 +12,9 @@
 
 pub mod m0001_initial;
 pub mod m0002_live_sum;
+mod m0003_master;
 pub mod m0003_master_0_1_0;
+pub mod m0003_stories;
 
 /// The stored-format version this release writes, and the newest it reads.
-pub const CURRENT: u32 = m0002_live_sum::VERSION;
+pub const CURRENT: u32 = m0003_stories::VERSION;

@@ -110,6 +110,11 @@ const UPWARDS: &[(&str, &str, &str)] = &[
     ("store", "migrations", "downwards; the way back is the codec"),
     (
         "migrations",
+        "machine",
+        "sideways: a step ends in the newest types; the next step freezes them",
+    ),
+    (
+        "migrations",
         "store",
         "a step reads bodies and envelopes through the codec; its golden tests write and open a store",
     ),

@@ -13,7 +13,7 @@ use crate::machine::{Changes, Input, Machine, Named, Out};
 use crate::metrics::{Depth, Engine as Metrics};
 use crate::store::payload::Pinned;
 use crate::store::space::{FULL, Level, SLACK};
-use crate::store::{COST_MAX, Commit, Error, VALUE_MAX, codec, write_cost};
+use crate::store::{COST_MAX, Commit, Error, Seq, VALUE_MAX, codec, write_cost};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +41,8 @@ type Answer<M> = (oneshot::Sender<Outcome<M>>, Outcome<M>);
 
 /// What one turn of the loop has gathered.
 struct Turn<M: Machine> {
+    /// The number of its first event.
+    first_seq: Seq,
     events: Vec<Vec<u8>>,
     event_cost: usize,
     changes: Changes<M::Key>,
@@ -59,8 +61,9 @@ struct Turn<M: Machine> {
 }
 
 impl<M: Machine> Turn<M> {
-    fn new(nothing_new: bool) -> Self {
+    fn new(first_seq: Seq, nothing_new: bool) -> Self {
         Self {
+            first_seq,
             nothing_new,
             events: Vec::new(),
             event_cost: 0,
@@ -132,7 +135,8 @@ impl<M: Machine> Loop<M> {
 
     fn serve(&mut self, queue: &mut mpsc::Receiver<Message<M>>) -> Result<(), Error> {
         while let Some(first) = queue.blocking_recv() {
-            let mut turn = Turn::new(self.parts.space.look().level == Level::Full);
+            let nothing_new = self.parts.space.look().level == Level::Full;
+            let mut turn = Turn::new(self.parts.store.head().next_seq, nothing_new);
             self.receive(first, &mut turn)?;
             while !turn.is_full() {
                 match queue.try_recv() {
@@ -186,7 +190,7 @@ impl<M: Machine> Loop<M> {
             turn.pins.extend(envelope.pins);
             return Ok(());
         }
-        let mut out = Out::default();
+        let mut out = Out::new(turn.first_seq + turn.events.len() as Seq);
         let reply = self.parts.machine.decide(envelope.command, &input, &mut out);
         debug_assert!(reply.is_ok() || out.events.is_empty(), "a rejected command must leave no events");
         for event in &out.events {
@@ -220,6 +224,7 @@ impl<M: Machine> Loop<M> {
 
     fn finish(&mut self, turn: Turn<M>) -> Result<(), Error> {
         let Turn {
+            first_seq,
             events,
             changes,
             recalled,
@@ -233,10 +238,10 @@ impl<M: Machine> Loop<M> {
         if !events.is_empty() {
             let (began, written) = (Instant::now(), events.len());
             let (records, ended) = self.encode_records(&changes, &recalled)?;
-            let head = self.parts.store.head();
+            let last = first_seq + events.len() as Seq - 1;
             let commit = Commit {
-                epoch: head.epoch,
-                expected: head.next_seq,
+                epoch: self.parts.store.head().epoch,
+                expected: first_seq,
                 events,
                 changes: records,
             };
@@ -252,7 +257,6 @@ impl<M: Machine> Loop<M> {
                 return Err(error);
             }
             self.parts.payloads.settle(&changes.held, &changes.released);
-            let last = self.parts.store.head().next_seq - 1;
             self.published.committed(&self.parts.machine, changes.keys.iter(), last);
             for (key, what) in &ended {
                 self.parts.machine.forget(key);

@@ -1,8 +1,9 @@
 //! Typed, durable reads beside the loop: history, and the present as far as it is on disk.
 
-use crate::machine::Machine;
+use crate::machine::{Logged, Machine};
 use crate::store::{Error, HISTORY, HistoryProof, Seq, Store, codec};
 use crate::supervisor::Supervisor;
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
@@ -28,6 +29,16 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(key: &[u8], bytes: &[u8]) -
         what: format!("record {}: {error}", key.escape_ascii()),
     })
 }
+
+/// Decode a stored event.
+pub(super) fn decode_event<E: serde::de::DeserializeOwned>(seq: Seq, bytes: &[u8]) -> Result<Logged<E>, Error> {
+    codec::decode(bytes).map_err(|error| Error::Damaged {
+        file: "store".into(),
+        what: format!("event {seq}: {error}"),
+    })
+}
+
+type LoggedOf<M> = (Seq, Logged<<M as Machine>::Event>);
 
 /// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
 pub struct Reader<M> {
@@ -139,9 +150,47 @@ impl<M: Machine> Reader<M> {
     /// # Errors
     /// The store cannot be read.
     pub fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
+        let page = self.logged(from, limit)?;
+        Ok(page.into_iter().map(|(seq, logged)| (seq, logged.event)).collect())
+    }
+
+    /// [`Reader::events`] with their places in their threads.
+    pub(crate) fn logged(&self, from: Seq, limit: usize) -> Result<Vec<LoggedOf<M>>, Error> {
         let page = self.store.events(from, limit);
-        let decoded = |(seq, bytes): (Seq, Vec<u8>)| decode(&seq.to_be_bytes(), &bytes).map(|event| (seq, event));
+        let decoded = |(seq, bytes): (Seq, Vec<u8>)| decode_event(seq, &bytes).map(|logged| (seq, logged));
         self.final_for_role(page.and_then(|page| page.into_iter().map(decoded).collect()))
+    }
+
+    /// The story of records, newest event first: the last events of these threads, as the records name them, and each one's predecessors,
+    /// at most `limit` of them. It ends at [`Reader::first_seq`] if its beginning was trimmed. Numbers that no event has are passed over.
+    ///
+    /// # Errors
+    /// The store cannot be read, or has no event of such a number.
+    pub fn thread(&self, last: impl IntoIterator<Item = Seq>, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
+        self.final_for_role(self.walk_back(last.into_iter().collect(), limit))
+    }
+
+    fn walk_back(&self, mut next: BTreeSet<Seq>, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
+        let mut story = Vec::new();
+        while story.len() < limit
+            && let Some(seq) = next.pop_last()
+        {
+            let found = self.store.events(seq, 1)?.pop().filter(|(found, _)| *found == seq);
+            let Some((_, bytes)) = found else {
+                let head = self.store.head();
+                if !(head.first_seq..head.next_seq).contains(&seq) {
+                    continue;
+                }
+                return Err(Error::Damaged {
+                    file: "store".into(),
+                    what: format!("event {seq} is missing"),
+                });
+            };
+            let Logged { prev, event } = decode_event(seq, &bytes)?;
+            next.extend(prev);
+            story.push((seq, event));
+        }
+        Ok(story)
     }
 }
 

@@ -8,9 +8,9 @@
 //! still be changed by a later event of the commit that ended it (the loop forgets after the commit), so it stays for as many events as
 //! a commit can hold.
 
-use super::reader::{ENDED, LIVE, PAYLOAD, decode, pages, record_key};
+use super::reader::{ENDED, LIVE, PAYLOAD, decode, decode_event, pages, record_key};
 use crate::machine::content::PayloadRef;
-use crate::machine::{Changes, Machine};
+use crate::machine::{Changes, Logged, Machine};
 use crate::store::{COST_MAX, Error, Seq, Store, codec};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -37,10 +37,10 @@ pub struct Comparison {
     pub differences: Differences,
 }
 
-/// What does not agree: key and words.
+/// What does not agree: record or event, and words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// The first ones, as `key: what`.
+    /// The first ones, as `record <key>: what` or `event <number>: what`.
     pub named: Vec<String>,
     /// All of them.
     pub count: u64,
@@ -48,9 +48,24 @@ pub struct Differences {
 
 impl Differences {
     fn add(&mut self, key: &[u8], what: &str) {
+        self.name(|| format!("record {}: {what}", key.escape_ascii()));
+    }
+
+    fn add_event(&mut self, seq: Seq, stored: Option<Seq>, replayed: Option<Seq>) {
+        let event = |seq: Option<Seq>| seq.map_or("no event".to_owned(), |seq| format!("event {seq}"));
+        self.name(|| {
+            format!(
+                "event {seq}: it follows {}, says the log, and should follow {}",
+                event(stored),
+                event(replayed)
+            )
+        });
+    }
+
+    fn name(&mut self, line: impl FnOnce() -> String) {
         self.count += 1;
         if self.named.len() < NAMED_MAX {
-            self.named.push(format!("record {}: {what}", key.escape_ascii()));
+            self.named.push(line());
         }
     }
 }
@@ -84,8 +99,12 @@ pub fn compare<M: Machine>(machine: M, store: &dyn Store, linger: Seq, progress:
         let Some((last, _)) = page.last() else { break };
         let last = *last;
         for (seq, bytes) in page {
-            let event = decode(&seq.to_be_bytes(), &bytes)?;
-            replay.take(seq, &event)?;
+            let logged: Logged<M::Event> = decode_event(seq, &bytes)?;
+            let next = Logged::next(&replay.machine, logged.event);
+            if next.prev != logged.prev {
+                found.differences.add_event(seq, logged.prev, next.prev);
+            }
+            replay.take(seq, &next.event)?;
         }
         found.events = last;
         progress(last);
@@ -111,7 +130,7 @@ struct Replay<'a, M: Machine> {
 
 impl<M: Machine> Replay<'_, M> {
     fn take(&mut self, seq: Seq, event: &M::Event) -> Result<(), Error> {
-        let mut changes = Changes::default();
+        let mut changes = Changes { seq, ..Changes::default() };
         self.machine.apply(event, &mut changes);
         for key in changes.keys {
             let record = self.machine.record(&key);

@@ -14,6 +14,7 @@ pub mod plan;
 
 use content::PayloadRef;
 use ids::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -37,9 +38,14 @@ impl<K: PartialEq, R> Input<K, R> {
     }
 }
 
+/// Number of an event in a role's log; the first one has 1.
+pub type Seq = u64;
+
 /// Collects what [`Machine::apply`] changed.
 #[derive(Clone, Debug)]
 pub struct Changes<K> {
+    /// The number of the event that is applied.
+    pub seq: Seq,
     /// Keys of the records that are new, different or gone.
     pub keys: BTreeSet<K>,
     /// Payload references that came into records, one entry per reference.
@@ -51,6 +57,7 @@ pub struct Changes<K> {
 impl<K> Default for Changes<K> {
     fn default() -> Self {
         Self {
+            seq: 0,
             keys: BTreeSet::new(),
             held: Vec::new(),
             released: Vec::new(),
@@ -58,32 +65,54 @@ impl<K> Default for Changes<K> {
     }
 }
 
+/// An event as the log holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logged<E> {
+    /// The event before it of the same [`Machine::thread`], so that the story of a record can be read backwards.
+    pub prev: Option<Seq>,
+    /// What happened.
+    pub event: E,
+}
+
+impl<E> Logged<E> {
+    /// The event with its place in its thread; asked before it is applied.
+    pub fn next<M: Machine<Event = E>>(machine: &M, event: E) -> Self {
+        let prev = M::thread(&event).and_then(|key| machine.last_event(&key));
+        Self { prev, event }
+    }
+}
+
 /// What a decision brought about: filled by [`Machine::decide`] through [`Out::emit`].
 #[derive(Clone, Debug)]
 pub struct Out<M: Machine> {
+    /// The number the next event will have.
+    next_seq: Seq,
     /// Events in order, each already applied.
-    pub events: Vec<M::Event>,
+    pub events: Vec<Logged<M::Event>>,
     /// What they changed.
     pub changes: Changes<M::Key>,
     /// Effects that may leave once the events are durable.
     pub effects: Vec<M::Effect>,
 }
 
-impl<M: Machine> Default for Out<M> {
-    fn default() -> Self {
+impl<M: Machine> Out<M> {
+    /// Of a decision whose first event will have this number.
+    pub fn new(next_seq: Seq) -> Self {
         Self {
+            next_seq,
             events: Vec::new(),
             changes: Changes::default(),
             effects: Vec::new(),
         }
     }
-}
 
-impl<M: Machine> Out<M> {
     /// Record that something happened: apply it to the machine, and keep it for the log.
     pub fn emit(&mut self, machine: &mut M, event: M::Event) {
-        machine.apply(&event, &mut self.changes);
-        self.events.push(event);
+        let logged = Logged::next(machine, event);
+        self.changes.seq = self.next_seq;
+        machine.apply(&logged.event, &mut self.changes);
+        self.events.push(logged);
+        self.next_seq += 1;
     }
 
     /// Ask for something to be done once all events so far are durable.
@@ -158,7 +187,7 @@ pub trait Machine: Send + Sized + 'static {
         out: &mut Out<Self>,
     ) -> Result<Self::Reply, Self::Rejection>;
 
-    /// Change the state by one event. Total: an event that was once emitted always applies.
+    /// Change the state by one event, whose number is in `changes`. Total: an event that was once emitted always applies.
     fn apply(&mut self, event: &Self::Event, changes: &mut Changes<Self::Key>);
 
     /// The record of this name as it stands in memory; `None` when there is none.
@@ -166,6 +195,16 @@ pub trait Machine: Send + Sized + 'static {
 
     /// True when the record must be in memory after a restart.
     fn is_live(record: &Self::Record) -> bool;
+
+    /// The record whose story an event goes on with; `None` for one that begins a story, and where nobody asks for stories.
+    fn thread(_event: &Self::Event) -> Option<Self::Key> {
+        None
+    }
+
+    /// The number of the last event of a record in memory, for records that have a [`Machine::thread`].
+    fn last_event(&self, _key: &Self::Key) -> Option<Seq> {
+        None
+    }
 
     /// Payload files the record refers to, one entry per reference.
     fn payloads(record: &Self::Record) -> Vec<PayloadRef>;

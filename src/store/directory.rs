@@ -555,11 +555,11 @@ mod tests {
         let good = fs::read_to_string(&format).unwrap();
         fs::write(
             &format,
-            "fedbroker data directory\nformat 3\nneeds fedbroker 0.9.0\nanything else\n",
+            "fedbroker data directory\nformat 4\nneeds fedbroker 0.9.0\nanything else\n",
         )
         .unwrap();
         let error = reopen().unwrap_err();
-        assert!(matches!(error, Error::NewerFormat { found: 3, known: 2, .. }));
+        assert!(matches!(error, Error::NewerFormat { found: 4, known: 3, .. }));
         assert!(error.to_string().ends_with("run fedbroker 0.9.0 or a newer one"), "{error}");
         fs::write(&format, &good[..good.len() / 2]).unwrap();
         assert!(matches!(reopen(), Err(Error::Damaged { file, .. }) if file == format));

@@ -14,8 +14,7 @@ pub mod space;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Position of an event in the log; the first event has 1.
-pub type Seq = u64;
+pub use crate::machine::Seq;
 
 /// The longest key, bytes: ids are at most 200 bytes each, and a key holds at most two of them.
 pub const KEY_MAX: usize = 512;

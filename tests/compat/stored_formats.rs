@@ -1,6 +1,13 @@
 //! Data directories of earlier releases: brought up to date at the first start, with everything in them, or left as they were.
 
 use crate::support::{Client, Role};
+use fedbroker::engine::reader::Reader;
+use fedbroker::engine::replay::{LINGER, compare, count_payloads};
+use fedbroker::machine::Machine;
+use fedbroker::machine::cluster::{self, Cluster};
+use fedbroker::machine::coordinator::{self, Coordinator};
+use fedbroker::machine::ids::PartyId;
+use fedbroker::machine::master::{self, Event, Key, Master, Record};
 use fedbroker::migrations::m0003_master_0_1_0;
 use fedbroker::store::codec;
 use fedbroker::store::directory::Directory;
@@ -11,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const DIRECTORIES: &[u8] = include_bytes!("v1/directories.tar.gz");
 const JOBS: &str = include_str!("v1/jobs.json");
@@ -92,7 +100,7 @@ async fn a_master_of_0_1_0_is_brought_up_to_date_with_all_its_jobs() {
     }
     let dir = root.path().join("party1/master");
     let format = fs::read_to_string(dir.join("FORMAT")).unwrap();
-    for line in ["format 2", "needs fedbroker 0.2.0", "owner party1", "log 1"] {
+    for line in ["format 3", "needs fedbroker 0.2.0", "owner party1", "log 1"] {
         assert!(format.lines().any(|found| found == line), "{format}");
     }
     assert!(!dir.join("store").exists() && !dir.join("high-water").exists());
@@ -119,30 +127,95 @@ fn every_role_keeps_its_events_its_epoch_and_its_instance() {
         let records = store.scan(b"", None, usize::MAX).unwrap();
         assert_eq!((events.len() + records.len()) as u64, plan.values, "{role}");
         assert!(store.history().done && plan.values > 10, "{role}: {plan:?}");
+        let rules = coordinator::Rules {
+            party_lease_ms: 0,
+            keep_closed_ms: 0,
+            settle_ms: 0,
+        };
+        match role {
+            "master" => check_stories(store),
+            "coordinator" => agrees(Coordinator::new(rules), &store),
+            _ => agrees(Cluster::new(cluster::Rules::default()), &store),
+        }
     }
+}
+
+/// The events make the records, and follow each other as they should.
+fn agrees<M: Machine>(machine: M, store: &SledStore) {
+    let found = compare(machine, store, LINGER, &mut |_| {}).unwrap();
+    assert_eq!(found.differences.named, Vec::<String>::new(), "{}", M::ROLE);
+    assert!(found.trimmed.is_none() && found.events > 5, "{}: {found:?}", M::ROLE);
+    let (_, differences) = count_payloads::<M>(store).unwrap();
+    assert_eq!(differences.named, Vec::<String>::new(), "{}", M::ROLE);
+}
+
+/// The story of each record of the master can be read from its end to its beginning.
+fn check_stories(store: SledStore) {
+    let rules = master::Rules {
+        party: PartyId::parse("party1").unwrap(),
+        accept: Default::default(),
+        propose_again: false,
+        submit_tries: 1,
+    };
+    agrees(Master::new(rules), &store);
+    let reader = Reader::<Master>::new(Arc::new(store));
+    let mut stories = Vec::new();
+    let each = |key, record| {
+        match record {
+            Record::Job(job) => stories.push((key, job.last_event)),
+            Record::Task(task) => stories.push((key, task.last_event)),
+            Record::Participation(participation) => stories.push((key, participation.last_event)),
+            _ => {}
+        }
+        true
+    };
+    reader.scan(b"", each).unwrap();
+    let mut lengths = BTreeMap::<&str, usize>::new();
+    for (key, last) in stories {
+        let story = reader.thread([last], usize::MAX).unwrap();
+        assert!(story[0].0 == last && story.is_sorted_by(|a, b| a.0 > b.0), "{key:?}: {story:?}");
+        let (kind, begins) = match (&key, &story.last().unwrap().1) {
+            (Key::Job(job), Event::JobAccepted { id, .. }) => ("job", job == id),
+            (Key::Task(key), Event::TaskHeld { key: held, .. }) => ("task", key == held),
+            (Key::Task(key), Event::ProposalOffered { proposal, .. }) => ("won", proposal.as_str().starts_with(key.job.as_str())),
+            (Key::Participation(id), Event::ProposalOffered { proposal, .. }) => ("proposal", id == proposal),
+            other => panic!("{other:?}"),
+        };
+        assert!(begins, "{key:?}: {story:?}");
+        *lengths.entry(kind).or_default() += story.len();
+    }
+    let kinds: Vec<&str> = lengths.keys().copied().collect();
+    assert_eq!(kinds, ["job", "proposal", "task", "won"]);
+    assert!(lengths["job"] > 9 * 4 - 5, "{lengths:?}");
 }
 
 #[test]
 fn the_frozen_types_of_0_1_0_read_and_write_its_bytes() {
     let root = tempfile::tempdir().unwrap();
     unpack(root.path());
-    let directory = Directory::open(&root.path().join("party1/master"), "master", [0; 16]).unwrap();
-    let store = SledStore::open(&directory).unwrap();
-    let mut events = 0;
-    for (seq, body) in store.events(1, usize::MAX).unwrap() {
-        let event: m0003_master_0_1_0::Event = codec::decode(&body).unwrap_or_else(|error| panic!("event {seq}: {error}"));
-        assert_eq!(codec::encode(&event), body, "event {seq}");
-        events += 1;
-    }
-    let mut records = 0;
-    for (key, body) in store.scan(b"", None, usize::MAX).unwrap() {
-        // Payload counts are the engine's, not the master's.
-        if key[0] == b'p' {
-            continue;
-        }
-        let record: m0003_master_0_1_0::Record = codec::decode(&body).unwrap_or_else(|error| panic!("{key:?}: {error}"));
-        assert_eq!(codec::encode(&record), body, "{key:?}");
-        records += 1;
+    let config = sled::Config::new()
+        .path(root.path().join("party1/master/store"))
+        .segment_size(8 << 20);
+    let log = config.open().unwrap();
+    let (mut events, mut records) = (0, 0);
+    for value in log.iter() {
+        let (key, sealed) = value.unwrap();
+        let (_, body) = codec::unseal(&key, &sealed).unwrap();
+        let again = match key[..] {
+            [b'e', ..] => {
+                events += 1;
+                let event: m0003_master_0_1_0::Event = codec::decode(body).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+                codec::encode(&event)
+            }
+            [b'r', b'l' | b'd', ..] => {
+                records += 1;
+                let record: m0003_master_0_1_0::Record = codec::decode(body).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+                codec::encode(&record)
+            }
+            // The head, and the counts of payload files, are not the master's.
+            _ => continue,
+        };
+        assert_eq!(again, body, "{key:?}");
     }
     assert!(events > 50 && records > 9, "{events} events, {records} records");
 }
@@ -180,5 +253,5 @@ fn a_directory_left_before_its_first_store_gets_one() {
     assert!(SledStore::open(&directory).is_err());
     fs::remove_file(dir.join("high-water")).unwrap();
     assert_eq!(SledStore::open(&directory).unwrap().head().epoch, 1);
-    assert_eq!(directory.version(), 2);
+    assert_eq!(directory.version(), 3);
 }

@@ -3,7 +3,7 @@
 use fedbroker::machine::content::{Content, INLINE_MAX, PayloadRef};
 use fedbroker::machine::coordinator::{Command, Coordinator, Key, Record, Rules, TASKS_MAX, TYPES_BYTES_MAX};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
-use fedbroker::machine::{Changes, Input, Machine, Out};
+use fedbroker::machine::{Changes, Input, Logged, Machine, Out, Seq};
 use fedbroker::store::{BODY_MAX, COST_MAX, Commit, KEY_MAX, codec};
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ impl World {
             random: 1,
             recalled: Vec::new(),
         };
-        let mut out = Out::default();
+        let mut out = Out::new(Seq::MAX / 2);
         self.machine.decide(command, &input, &mut out).unwrap();
         let cost = self.cost(&out.events, &out.changes);
         let worst = &mut self.worst;
@@ -54,7 +54,7 @@ impl World {
         }
     }
 
-    fn cost(&self, events: &[<Coordinator as Machine>::Event], changes: &Changes<Key>) -> Cost {
+    fn cost(&self, events: &[Logged<<Coordinator as Machine>::Event>], changes: &Changes<Key>) -> Cost {
         let events: Vec<Vec<u8>> = events.iter().map(codec::encode).collect();
         let mut records = Vec::new();
         for key in &changes.keys {

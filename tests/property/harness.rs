@@ -67,6 +67,10 @@ pub trait World: Default {
     fn help(&mut self) -> Vec<CommandOf<Self>>;
     /// True for a live record that stays when there is nothing to do.
     fn stays(record: &RecordOf<Self>) -> bool;
+    /// The last event of a record that has a story.
+    fn last_event(_: &RecordOf<Self>) -> Option<u64> {
+        None
+    }
 }
 
 pub type Holds<W> = fn(&str, &RecordOf<W>) -> bool;

@@ -217,6 +217,15 @@ impl World for MasterWorld {
     fn stays(record: &Record) -> bool {
         matches!(record, Record::Counter(_))
     }
+
+    fn last_event(record: &Record) -> Option<u64> {
+        match record {
+            Record::Counter(_) => None,
+            Record::Job(job) => Some(job.last_event),
+            Record::Task(task) => Some(task.last_event),
+            Record::Participation(participation) => Some(participation.last_event),
+        }
+    }
 }
 
 /// A call to a coordinator of ours, or to an old one: that is announced first, and what a crash left of it is unknown.

@@ -60,7 +60,7 @@ impl<W: World> Shadow<W> {
             random: crate::process::random_at(now),
             recalled: asked.filter_map(|key| Some((key.clone(), self.ended.get(&key)?.clone()))).collect(),
         };
-        let mut out = Out::default();
+        let mut out = Out::new(self.events.len() as u64 + 1);
         let reply = self.machine.decide(command, &input, &mut out);
         for key in out.changes.keys {
             match self.machine.record(&key) {
@@ -79,7 +79,7 @@ impl<W: World> Shadow<W> {
                 }
             }
         }
-        self.events.extend(out.events);
+        self.events.extend(out.events.into_iter().map(|logged| logged.event));
         self.boundaries.insert(self.events.len());
         W::check(&self.machine).unwrap();
         (reply, out.effects)
@@ -118,6 +118,7 @@ impl<W: World> Shadow<W> {
 
         let (live, ended) = replay::<W>(&found);
         self.compare_records(&live, &ended, reader, disk);
+        check_stories::<W>(&found, live.values().chain(ended.values()), reader);
         count_payloads::<W>(live.values().chain(ended.values()), disk, payload_dir);
         self.machine = W::machine();
         for (key, record) in &live {
@@ -162,6 +163,7 @@ fn replay<W: World>(events: &[<W::Machine as Machine>::Event]) -> (Records<W>, R
     let mut machine = W::machine();
     let mut changes = Changes::default();
     for event in events {
+        changes.seq += 1;
         machine.apply(event, &mut changes);
     }
     let records = changes
@@ -169,6 +171,42 @@ fn replay<W: World>(events: &[<W::Machine as Machine>::Event]) -> (Records<W>, R
         .into_iter()
         .filter_map(|key| machine.record(&key).map(|record| (key, record)));
     records.partition(|(_, record)| W::Machine::is_live(record))
+}
+
+/// The story of a record, read backwards from its last event, is the events that changed it; before them may come those of a record it came from.
+fn check_stories<'a, W: World>(
+    events: &[<W::Machine as Machine>::Event],
+    records: impl Iterator<Item = &'a RecordOf<W>>,
+    reader: &Reader<W::Machine>,
+) where
+    W::Machine: 'a,
+{
+    let mut machine = W::machine();
+    let mut changed: BTreeMap<KeyOf<W>, Vec<u64>> = BTreeMap::new();
+    for (seq, event) in (1..).zip(events) {
+        let mut changes = Changes { seq, ..Changes::default() };
+        machine.apply(event, &mut changes);
+        for key in changes.keys {
+            changed.entry(key).or_default().push(seq);
+        }
+    }
+    let mut stories: BTreeMap<u64, Vec<&Vec<u64>>> = BTreeMap::new();
+    for seqs in changed.values() {
+        stories.entry(seqs[seqs.len() - 1]).or_default().push(seqs);
+    }
+    for last in records.filter_map(W::last_event) {
+        let story: Vec<u64> = reader
+            .thread([last], usize::MAX)
+            .unwrap()
+            .iter()
+            .rev()
+            .map(|(seq, _)| *seq)
+            .collect();
+        let own = |seqs: &&Vec<u64>| story.ends_with(seqs) && story[..story.len() - seqs.len()].iter().all(|seq| *seq < seqs[0]);
+        let changes = &stories[&last];
+        assert!(changes.iter().any(|seqs| own(seqs)), "the story {story:?} is none of {changes:?}");
+        assert_eq!(reader.thread([last], 1).unwrap().len(), 1);
+    }
 }
 
 /// The counts beside the records, and the files, are what the records refer to.

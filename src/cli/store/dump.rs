@@ -5,6 +5,7 @@ use super::plain::plain;
 use super::role::{Role, Task, with_machine};
 use super::specimen::Specimen;
 use crate::engine::reader::{ENDED, LIVE, Reader};
+use crate::machine::Logged;
 use crate::machine::ids::JobId;
 use crate::store::sled_store::SledStore;
 use crate::store::{Error, Seq, Store, codec};
@@ -135,15 +136,17 @@ impl Dump<'_> {
         let reader: Reader<M> = Reader::new(store);
         let (mut from, to) = (self.options.from.unwrap_or(1), self.options.to.unwrap_or(Seq::MAX));
         loop {
-            let page = reader.events(from, PAGE)?;
+            let page = reader.logged(from, PAGE)?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             from = last + 1;
-            for (seq, event) in page {
+            for (seq, Logged { prev, event }) in page {
                 if seq > to {
                     return Ok(());
                 }
                 let (name, plain) = plain(&event);
-                if self.wants(&name, M::job_of_event(&event)) && !self.line(&json!({ "event": seq, "kind": name, "value": plain })) {
+                if self.wants(&name, M::job_of_event(&event))
+                    && !self.line(&json!({ "event": seq, "prev": prev, "kind": name, "value": plain }))
+                {
                     return Ok(());
                 }
             }

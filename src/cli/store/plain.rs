@@ -99,6 +99,7 @@ mod tests {
             offered_at: Timestamp(1),
             changed_at: Timestamp(2),
             state: ParticipationState::Offered,
+            last_event: 3,
         });
         let (kind, value) = plain(&record);
         assert_eq!(kind, "participation");

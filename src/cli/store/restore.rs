@@ -7,6 +7,7 @@ use crate::cli::store::specimen::size_of;
 use crate::engine::backup::manifest::Manifest;
 use crate::engine::backup::restore::{fresh, in_place};
 use crate::engine::backup::verify::verify;
+use crate::machine::Logged;
 use crate::machine::ids::JobId;
 use crate::migrations::CURRENT;
 use crate::store::directory::{Directory, FREE_FLOOR};
@@ -211,11 +212,13 @@ impl Task for Search<'_> {
         let backup = Head::from(self.manifest.head);
         // Whether a job came after the backup, or only changed.
         let mut jobs: BTreeMap<JobId, bool> = BTreeMap::new();
-        let length = |bytes: &[u8]| codec::decode_prefix::<M::Event>(bytes).map(|(_, len)| len);
+        let length = |bytes: &[u8]| codec::decode_prefix::<Logged<M::Event>>(bytes).map(|(_, len)| len);
         let found = salvage(self.directory, backup, &length, &mut |_, body| {
-            let Ok(event) = codec::decode::<M::Event>(body) else { return };
-            if let Some(job) = M::job_of_event(&event) {
-                *jobs.entry(job).or_default() |= M::begins_job(&event);
+            let Ok(logged) = codec::decode::<Logged<M::Event>>(body) else {
+                return;
+            };
+            if let Some(job) = M::job_of_event(&logged.event) {
+                *jobs.entry(job).or_default() |= M::begins_job(&logged.event);
             }
         });
         let of = |came: bool| {

@@ -57,7 +57,7 @@ impl Bench {
             random: 0,
             recalled,
         };
-        let mut out = Out::default();
+        let mut out = Out::new(self.events.len() as u64 + 1);
         let reply = self.machine.decide(command, &input, &mut out);
         assert!(reply.is_ok() || out.events.is_empty());
         invariant::check(&self.machine).unwrap();
@@ -70,7 +70,7 @@ impl Bench {
                 self.machine.forget(key);
             }
         }
-        self.events.extend(out.events);
+        self.events.extend(out.events.into_iter().map(|logged| logged.event));
         self.effects = out.effects;
         reply
     }

@@ -204,6 +204,7 @@ impl Master {
             proposal: None,
             steps: vec![first],
             successor: None,
+            last_event: changes.seq,
         };
         self.jobs.insert(id.clone(), job);
         changes.keys.insert(Key::Counter);
@@ -219,6 +220,7 @@ impl Master {
     fn with_job(&mut self, id: &JobId, changes: &mut Changes<Key>, change: impl FnOnce(&mut Job, &mut Changes<Key>)) {
         if let Some(job) = self.jobs.get_mut(id) {
             change(job, changes);
+            job.last_event = changes.seq;
             changes.keys.insert(Key::Job(id.clone()));
         }
     }
@@ -253,6 +255,7 @@ impl Master {
         if let Some(task) = self.tasks.get_mut(key) {
             let before = is_under_way(task);
             change(task, changes);
+            task.last_event = changes.seq;
             let after = is_under_way(task);
             self.under_way = self.under_way + u32::from(after) - u32::from(before);
             changes.keys.insert(Key::Task(key.clone()));
@@ -280,6 +283,7 @@ impl Master {
             changed_at: at,
             tries: 0,
             state,
+            last_event: changes.seq,
         };
         self.tasks.insert(key.clone(), task);
         changes.keys.insert(Key::Task(key.clone()));
@@ -307,6 +311,7 @@ impl Master {
             offered_at: at,
             changed_at: at,
             state,
+            last_event: changes.seq,
         };
         self.participations.insert(proposal.clone(), participation);
         changes.keys.insert(Key::Participation(proposal.clone()));
@@ -317,6 +322,7 @@ impl Master {
             self.under_way -= u32::from(participation.state == ParticipationState::Offered);
             participation.state = state;
             participation.changed_at = at;
+            participation.last_event = changes.seq;
             changes.keys.insert(Key::Participation(proposal.clone()));
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
-use super::JOBS_MAX;
 use super::records::{Failure, Lease};
 use super::spec::{Provenance, Spec};
+use super::{JOBS_MAX, Key};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
@@ -228,6 +228,31 @@ pub enum Event {
         reason: String,
         at: Timestamp,
     },
+}
+
+impl Event {
+    /// See [`Machine::thread`](crate::machine::Machine::thread). A proposal that was won goes on as the task: the story of the task begins with that of
+    /// the proposal.
+    pub(super) fn thread(&self) -> Option<Key> {
+        match self {
+            Event::JobAccepted { .. } | Event::TaskHeld { .. } | Event::ProposalOffered { .. } | Event::ProposalDeclined { .. } => None,
+            Event::JobLeased { job, .. }
+            | Event::JobProposing { job, .. }
+            | Event::JobProposedLegacy { job }
+            | Event::JobProposedAgain { job }
+            | Event::JobRunning { job, .. }
+            | Event::JobNoted { job, .. }
+            | Event::JobSucceeded { job, .. }
+            | Event::JobFailed { job, .. }
+            | Event::LeaseReleased { job } => Some(Key::Job(job.clone())),
+            Event::TaskReleased { key, .. }
+            | Event::TaskRefused { key }
+            | Event::TaskSubmitted { key, .. }
+            | Event::TaskCancelling { key, .. }
+            | Event::TaskEnded { key, .. } => Some(Key::Task(key.clone())),
+            Event::ProposalWon { proposal, .. } | Event::ProposalMissed { proposal, .. } => Some(Key::Participation(proposal.clone())),
+        }
+    }
 }
 
 /// What is to be done.

@@ -19,7 +19,7 @@ pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, 
 
 use super::content::{Content, PayloadRef};
 use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
-use super::{Changes, Input, Machine, Out, join_key, split_key};
+use super::{Changes, Input, Machine, Out, Seq, join_key, split_key};
 use records::{Job, Participation, ParticipationState, Submission, Task, TaskState};
 use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,19 @@ impl Machine for Master {
 
     fn apply(&mut self, event: &Event, changes: &mut Changes<Key>) {
         self.apply_event(event, changes);
+    }
+
+    fn thread(event: &Event) -> Option<Key> {
+        event.thread()
+    }
+
+    fn last_event(&self, key: &Key) -> Option<Seq> {
+        match key {
+            Key::Counter | Key::Submission(_) => None,
+            Key::Job(id) => self.jobs.get(id).map(|job| job.last_event),
+            Key::Task(key) => self.tasks.get(key).map(|task| task.last_event),
+            Key::Participation(id) => self.participations.get(id).map(|participation| participation.last_event),
+        }
     }
 
     fn record(&self, key: &Key) -> Option<Record> {

@@ -4,6 +4,7 @@
 
 pub use super::spec::{KeyHash, Provenance, Spec};
 
+use crate::machine::Seq;
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName, WorkerId};
 use crate::machine::outcome::Outcome;
@@ -42,6 +43,8 @@ pub struct Job {
     pub steps: Vec<Step>,
     /// The job that tries again what this one failed to do.
     pub successor: Option<JobId>,
+    /// Number of the last event that changed it.
+    pub last_event: Seq,
 }
 
 /// The most steps kept with a job: a job has eight unless it is held again and again.
@@ -262,6 +265,8 @@ pub struct Task {
     pub tries: u32,
     /// Where it stands.
     pub state: TaskState,
+    /// Number of the last event that changed it.
+    pub last_event: Seq,
 }
 
 /// Where a task came from.
@@ -307,6 +312,8 @@ pub struct Participation {
     pub changed_at: Timestamp,
     /// Where it stands.
     pub state: ParticipationState,
+    /// Number of the last event that changed it.
+    pub last_event: Seq,
 }
 
 /// Where a participation stands.

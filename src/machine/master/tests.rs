@@ -58,7 +58,7 @@ impl World {
             random: self.now,
             recalled,
         };
-        let mut out = Out::default();
+        let mut out = Out::new(self.events.len() as u64 + 1);
         let reply = self.machine.decide(command, &input, &mut out);
         assert!(
             reply.is_ok() || (out.events.is_empty() && out.effects.is_empty()),
@@ -83,7 +83,7 @@ impl World {
             }
             assert_eq!(Master::key_from_bytes(&Master::key_bytes(key)).as_ref(), Some(key));
         }
-        self.events.extend(out.events);
+        self.events.extend(out.events.into_iter().map(|logged| logged.event));
         self.pending.extend(out.effects);
         reply
     }
@@ -102,6 +102,7 @@ impl World {
         let mut replayed = Master::new(rules(self.propose_again));
         let mut changes = Changes::default();
         for event in &self.events {
+            changes.seq += 1;
             replayed.apply(event, &mut changes);
         }
         for (key, record) in self.live.iter().chain(&self.ended) {

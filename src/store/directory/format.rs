@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! fedbroker data directory
-//! format 2
+//! format 3
 //! needs fedbroker 0.2.0
 //! role master
 //! owner party1                    absent until a role that has an id comes; escaped like a Rust string

@@ -4,12 +4,14 @@
 //! crash at any point leaves either the old directory or the new one; the old log is removed after the switch.
 
 use super::builder::Builder;
+use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::open::{open_engine, refuse_rollback};
-use super::{Position, Tally};
+use super::{HEAD_KEY, Position, verify};
 use crate::migrations::m0002_live_sum::Upgrade;
-use crate::store::Error;
+use crate::migrations::m0003_stories::Stories;
 use crate::store::directory::{Directory, FREE_FLOOR, exists, list};
+use crate::store::{Error, codec};
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 
@@ -62,19 +64,51 @@ pub fn run(directory: &Directory) -> Result<Migration, Error> {
 /// Takes a key and its sealed value.
 type Put<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), Error> + 'a;
 
-/// Read a version 1 log, prove it as that version could, and hand its values to `put`; gives the head of version 2.
+/// Read the old log, prove it as its version could, and hand its values to `put` as this version has them; gives the new head.
 fn carry(directory: &Directory, put: &mut Put<'_>) -> Result<(Position, Migration), Error> {
     let mark = HighWater::open(&directory.high_water_path()).map(|(_, mark)| mark);
     let disk = open_engine(&directory.store_dir())?;
-    let mut upgrade = Upgrade::default();
+    let mut position = match directory.version() {
+        1 => prove_v1(&disk, mark)?,
+        _ => {
+            let position = verify::everything(&disk)?;
+            refuse_rollback(disk.file(), Mark::of(&position), mark?)?;
+            Position {
+                first_seq: position.first_seq,
+                ..Position::new(position.epoch, position.batch, position.next_seq)
+            }
+        }
+    };
+    let mut values = 0;
+    let mut stories = Stories::new(&directory.role());
     disk.range(Bound::Unbounded, &mut |key, sealed| {
-        let is_head = upgrade.take(key, sealed).map_err(|what| damaged(disk.file(), key, &what))?;
-        if !is_head {
-            put(key, sealed)?;
+        if key != HEAD_KEY {
+            let (batch, body) = codec::unseal(key, sealed).map_err(|e| super::damaged(&disk, key, &e))?;
+            let body = stories.carry(key, body).map_err(|what| damaged(disk.file(), key, &what))?;
+            let sealed = codec::seal(key, batch, &body);
+            position.tally(key).add(key, &sealed);
+            values += 1;
+            put(key, &sealed)?;
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let (head, live, history) = upgrade.finish().map_err(|what| damaged(disk.file(), b"h", &what))?;
+    let migration = Migration {
+        from: directory.version(),
+        to: crate::migrations::CURRENT,
+        values,
+        batch: position.batch,
+    };
+    Ok((position, migration))
+}
+
+/// Where a whole version 1 log stands, with nothing counted.
+fn prove_v1(disk: &Disk, mark: Result<Mark, Error>) -> Result<Position, Error> {
+    let mut upgrade = Upgrade::default();
+    disk.range(Bound::Unbounded, &mut |key, sealed| {
+        upgrade.take(key, sealed).map_err(|what| damaged(disk.file(), key, &what))?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let (head, ..) = upgrade.finish().map_err(|what| damaged(disk.file(), HEAD_KEY, &what))?;
     let found = Mark {
         batch: head.batch,
         sum: head.sum,
@@ -85,22 +119,7 @@ fn carry(directory: &Directory, put: &mut Put<'_>) -> Result<(Position, Migratio
         Err(Error::Damaged { .. }) if head.batch < V1_SYNC_EVERY => {}
         Err(error) => return Err(error),
     }
-    let tally = |(count, sum)| Tally { count, sum };
-    let position = Position {
-        epoch: head.epoch,
-        batch: head.batch,
-        first_seq: 1,
-        next_seq: head.next_seq,
-        live: tally(live),
-        history: tally(history),
-    };
-    let migration = Migration {
-        from: directory.version(),
-        to: crate::migrations::CURRENT,
-        values: head.count,
-        batch: head.batch,
-    };
-    Ok((position, migration))
+    Ok(Position::new(head.epoch, head.batch, head.next_seq))
 }
 
 /// The new log is written whole before the old one goes.

@@ -77,6 +77,7 @@ impl<M: Machine> History<M> {
     pub fn check_replay(&self, who: &str, mut machine: M) {
         let mut changes = Changes::default();
         for event in &self.events {
+            changes.seq += 1;
             machine.apply(event, &mut changes);
         }
         for key in changes.keys.iter().chain(self.records.keys()) {

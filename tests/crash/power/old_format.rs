@@ -1,11 +1,11 @@
 //! Directories as release 0.1.0 would have left them, with the batches of a workload in them.
 //!
 //! Called by `power`, to cut the power while they are brought up to date. Made from a directory of today: version 1 differs in its head
-//! value, in the places of its files, and in `FORMAT`.
+//! value, in its events, which do not say what they follow, in the places of its files, and in `FORMAT`.
 
 use super::model::Tree;
 use super::replay::Progress;
-use super::workload::{Opened, Workload};
+use super::workload::{Opened, ROLE, Workload};
 use fedbroker::store::codec;
 use std::fs;
 
@@ -22,11 +22,12 @@ pub fn version_1(workload: Workload, batches: u64) -> (Tree, Progress) {
     }
     drop(opened);
     let log = data.join("log-1");
-    rewrite_head(&log.join("store"));
+    let high_water = rewrite(&log.join("store"));
     fs::rename(log.join("store"), data.join("store")).unwrap();
-    fs::rename(data.join("high-water-1"), data.join("high-water")).unwrap();
+    fs::remove_file(data.join("high-water-1")).unwrap();
+    fs::write(data.join("high-water"), high_water).unwrap();
     fs::remove_dir(log).unwrap();
-    let text = format!("fedbroker data directory\nformat 1\nrole master\ninstance {INSTANCE}\n");
+    let text = format!("fedbroker data directory\nformat 1\nrole {ROLE}\ninstance {INSTANCE}\n");
     let check = crc32fast::hash(text.as_bytes());
     fs::write(data.join("FORMAT"), format!("{text}check {check:08x}\n")).unwrap();
     let progress = Progress {
@@ -37,19 +38,34 @@ pub fn version_1(workload: Workload, batches: u64) -> (Tree, Progress) {
     (Tree::read(root.path()), progress)
 }
 
-/// Epoch, batch, next sequence, count and sum instead of those of version 2.
-fn rewrite_head(store: &std::path::Path) {
+/// Events without their first byte; in the head epoch, batch, next sequence, count and sum instead of those of today. Gives the
+/// high-water file that belongs to it.
+fn rewrite(store: &std::path::Path) -> Vec<u8> {
     let config = sled::Config::new().path(store).flush_every_ms(None).segment_size(8 << 20);
     let open = || config.open().ok();
     let db = std::iter::repeat_with(open)
         .flatten()
         .next()
         .expect("the lock of the engine is let go soon");
+    for event in db.scan_prefix(b"e") {
+        let (key, sealed) = event.unwrap();
+        let (commit, body) = codec::unseal(&key, &sealed).unwrap();
+        assert_eq!(body[0], 0);
+        db.insert(&key, codec::seal(&key, commit, &body[1..])).unwrap();
+    }
+    let values = db.iter().map(|value| value.unwrap()).filter(|(key, _)| key != HEAD);
+    let sums: Vec<u64> = values.map(|(key, sealed)| codec::fingerprint(&key, &sealed)).collect();
+    let sum = sums.iter().fold(0_u64, |sum, one| sum.wrapping_add(*one));
     let sealed = db.get(HEAD).unwrap().unwrap();
     let (commit, body) = codec::unseal(HEAD, &sealed).unwrap();
-    type Version2 = (u64, u64, u64, u64, (u64, u64), (u64, u64));
-    let (epoch, batch, _, next, live, history): Version2 = codec::decode(body).unwrap();
-    let body = codec::encode(&(epoch, batch, next, live.0 + history.0, live.1.wrapping_add(history.1)));
+    type Today = (u64, u64, u64, u64, (u64, u64), (u64, u64));
+    let (epoch, batch, _, next, ..): Today = codec::decode(body).unwrap();
+    let body = codec::encode(&(epoch, batch, next, sums.len() as u64, sum));
     db.insert(HEAD, codec::seal(HEAD, commit, &body)).unwrap();
     db.flush().unwrap();
+    let mut high_water = vec![0; 8192];
+    let slot = codec::seal(b"high-water", batch, &sum.to_le_bytes());
+    let at = (batch % 2) as usize * 4096;
+    high_water[at..at + slot.len()].copy_from_slice(&slot);
+    high_water
 }

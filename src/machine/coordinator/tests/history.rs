@@ -86,7 +86,7 @@ impl History {
         for payload in out.changes.released {
             *self.held.entry(payload).or_default() -= 1;
         }
-        self.events.extend(out.events);
+        self.events.extend(out.events.into_iter().map(|logged| logged.event));
         self.check();
     }
 

@@ -75,7 +75,7 @@ impl World {
             random: self.random,
             recalled,
         };
-        let mut out = Out::default();
+        let mut out = Out::new(1);
         let reply = self.machine.decide(command, &input, &mut out);
         let mut leaving = Vec::new();
         for key in &out.changes.keys {
