@@ -13,7 +13,7 @@ mod submit;
 use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
 use crate::job_types::exec::{SHIM_COMMAND, shim_main};
 use crate::telemetry;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -26,6 +26,20 @@ struct Cli {
     /// Stop when standard input ends: for programs that start roles and must not leave them behind
     #[arg(long, global = true, hide = true)]
     stop_on_stdin_end: bool,
+    /// How lines of the log look: text for people, or a JSON object each
+    #[arg(long, global = true, env = "FEDBROKER_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Collector that spans are sent to, http://host:4318
+    #[cfg(feature = "otlp")]
+    #[arg(long, global = true, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Plain,
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -57,14 +71,22 @@ enum Command {
 
 /// Parse the command line and do what it says.
 pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::TaskShim { args } = cli.command {
+        return shim_main(args);
+    }
+    let _exports = match start_telemetry(&cli) {
+        Ok(exports) => exports,
+        Err(error) => {
+            eprintln!("fedbroker: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let Cli {
         command,
         stop_on_stdin_end,
-    } = Cli::parse();
-    if let Command::TaskShim { args } = command {
-        return shim_main(args);
-    }
-    telemetry::start(std::env::var(telemetry::LOG_VARIABLE).ok().as_deref());
+        ..
+    } = cli;
     #[cfg(debug_assertions)]
     if let Ok(point) = std::env::var(crate::crash_point::VARIABLE)
         && let Err(error) = crate::crash_point::arm(&point)
@@ -93,5 +115,25 @@ pub fn main() -> ExitCode {
             eprintln!("next: fedbroker store check --data-dir DIR, which tells what is damaged and how to go on (docs/operations.md)");
         }
         ExitCode::from(exit::code(&error))
+    })
+}
+
+fn start_telemetry(cli: &Cli) -> anyhow::Result<telemetry::Exports> {
+    let service = match &cli.command {
+        Command::Master(_) => "fedbroker-master",
+        Command::Coordinator(_) => "fedbroker-coordinator",
+        Command::ClusterManager(_) => "fedbroker-cluster-manager",
+        Command::ClusterWorker(_) => "fedbroker-cluster-worker",
+        _ => "fedbroker",
+    };
+    telemetry::start(telemetry::Options {
+        filter: std::env::var(telemetry::LOG_VARIABLE).ok().as_deref(),
+        format: match cli.log_format {
+            LogFormat::Plain => telemetry::Format::Plain,
+            LogFormat::Json => telemetry::Format::Json,
+        },
+        service,
+        #[cfg(feature = "otlp")]
+        otlp_endpoint: cli.otlp_endpoint.as_deref(),
     })
 }
