@@ -2,7 +2,7 @@
 //!
 //! The rooms, in layer order; imports go downwards only (`tests/layering.rs` checks it):
 //!
-//! - layer 0 [`machine`]: pure state machines; [`crash_point`]: where the tests kill
+//! - layer 0 [`machine`]: pure state machines; [`metrics`]: what is measured; [`crash_point`]: where the tests kill
 //! - layer 1 [`store`]: bytes and order; [`wire`]: the protocols
 //! - layer 2 [`engine`]: the one loop; `job_types`: what a job is made of
 //! - layer 3 the roles: `master`, [`coordinator`], `cluster`, `worker`

@@ -85,6 +85,7 @@ fn links_lead_somewhere() {
         "docs/configuration.md",
         "docs/durability.md",
         "docs/operations.md",
+        "docs/metrics.md",
     ] {
         let text = read(page);
         for link in text

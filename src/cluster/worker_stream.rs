@@ -20,6 +20,7 @@ use prost::Message;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 /// Messages between the reading of payloads and the network: a task may be as large as 512 MiB.
 pub(super) const MESSAGES: usize = 1;
@@ -195,7 +196,10 @@ async fn report_one(shared: &Shared, worker: &WorkerId, key: TaskKey, attempt: u
 async fn write_orders<D: Dialect>(shared: Shared, worker: WorkerId, mut orders: mpsc::Receiver<Order>, out: Stream<D>) {
     while let Some(order) = orders.recv().await {
         let message = match order {
-            Order::Run { key, attempt } => match read_task(&shared, &worker, &key, attempt).await {
+            Order::Run { key, attempt } => match read_task(&shared, &worker, &key, attempt)
+                .instrument(span_of(&worker, &key, attempt))
+                .await
+            {
                 Ok(task) => task.map(|task| D::run(task, attempt)),
                 Err(unreadable) => {
                     tracing::error!(task = %key, error = %unreadable, "task content cannot be read");
@@ -215,6 +219,10 @@ async fn write_orders<D: Dialect>(shared: Shared, worker: WorkerId, mut orders: 
             return;
         }
     }
+}
+
+fn span_of(worker: &WorkerId, key: &TaskKey, attempt: u32) -> Span {
+    tracing::info_span!("dispatch", job = %key.job, task = %key.task, attempt, %worker)
 }
 
 /// Why a task cannot be sent.

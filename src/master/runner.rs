@@ -10,6 +10,7 @@ use crate::machine::master::records::{Failure, Job, JobState};
 use crate::machine::master::{Command, Key, LocalTask, Packed, Record, Rejection, Verdict};
 use crate::store::payload::Pinned;
 use crate::supervisor::{Policy, Supervisor};
+use crate::telemetry::adopt;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
+use tracing::{Instrument, Span, field};
 
 /// Compiles, packs and proposes. Cheap to clone.
 #[derive(Clone)]
@@ -55,7 +57,7 @@ impl Runner {
                 return;
             };
             let Some(job) = runner.job(&id, step).await else { return };
-            let (result, pins) = match runner.pack(&job).await {
+            let (result, pins) = match runner.pack(&job).instrument(span_of("prepare", &job)).await {
                 Ok((packed, pins)) => (Ok(packed), pins),
                 Err(failure) => (Err(failure), Vec::new()),
             };
@@ -136,6 +138,7 @@ impl Runner {
             Ok(request) => request,
             Err(error) => return Some(Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))),
         };
+        let span = span_of("propose", &job);
         let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + self.proposal_slack;
         let mut backoff = Backoff::new();
         loop {
@@ -159,7 +162,7 @@ impl Runner {
                     Err(_) => return None,
                 }
             }
-            match tokio::time::timeout(limit, self.call(request.clone())).await {
+            match tokio::time::timeout(limit, self.call(request.clone()).instrument(span.clone())).await {
                 Ok(Ok(verdict)) => return Some(verdict),
                 Ok(Err(status)) if is_answer(&status, legacy) => {
                     return Some(Verdict::Refused(refusal(&status)));
@@ -235,6 +238,15 @@ impl Runner {
             tracing::debug!(?job, what, "a late outcome");
         }
     }
+}
+
+/// A step of a job, in the trace of its submission.
+fn span_of(step: &'static str, job: &Job) -> Span {
+    let span = tracing::info_span!("runner", step, job = %job.id, trace = field::Empty);
+    if let Some(traceparent) = &job.provenance.traceparent {
+        adopt(&span, traceparent);
+    }
+    span
 }
 
 /// True when the coordinator itself refused the call, so that asking again would bring the same. A FedVision 0.1 coordinator answers UNKNOWN when

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 /// Calls in flight at once: enough to fill the manager's commit batches, few enough that large payloads do not pile up in memory.
 const IN_FLIGHT: usize = 64;
@@ -99,7 +100,8 @@ impl Submitter {
         let submitter = self.clone();
         self.shared.supervisor.spawn("submitter", Policy::Passing, async move {
             while let Some(effect) = submitter.next(&job) {
-                submitter.perform(effect).await;
+                let span = span_of(&effect);
+                submitter.perform(effect).instrument(span).await;
             }
         });
     }
@@ -300,6 +302,17 @@ impl Submitter {
         if let Err(Refusal::Rejected(late)) = self.shared.handle.send(command).await {
             tracing::debug!(%late, "a late outcome");
         }
+    }
+}
+
+/// What is done for an effect, by its job and task.
+fn span_of(effect: &Effect) -> Span {
+    match effect {
+        Effect::Submit { key, .. } | Effect::Cancel { key, .. } => {
+            tracing::info_span!("submitter", job = %key.job, task = %key.task)
+        }
+        Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } => tracing::info_span!("submitter", job = %job),
+        _ => Span::none(),
     }
 }
 

@@ -21,6 +21,7 @@ use prost::Message;
 use std::future::Future;
 use std::time::Duration;
 use tonic::{Code, Request, Status};
+use tracing::{Instrument, Span, field};
 
 /// How long a Leave may take. At a FedVision 0.1 coordinator that has offered the party anything since its stream died, it never returns.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
@@ -224,7 +225,8 @@ impl Subscriber {
     /// Fetch the task of a proposal, for as long as it takes.
     pub(super) fn fetch(&self, proposal: ProposalId) {
         let subscriber = self.clone();
-        self.shared.supervisor.spawn("fetch", Policy::Passing, async move {
+        let span = tracing::info_span!("subscriber", %proposal, job = field::Empty, task = field::Empty);
+        let fetching = async move {
             let task = subscriber.task_of(&proposal).await;
             let (result, pins) = match task {
                 Ok(task) => match subscriber.won(task).await {
@@ -245,11 +247,13 @@ impl Subscriber {
             {
                 tracing::debug!(%late, "a late fetch");
             }
-        });
+        };
+        self.shared.supervisor.spawn("fetch", Policy::Passing, fetching.instrument(span));
     }
 
     async fn won(&self, task: WireTask) -> Result<(WonTask, Option<Pinned>), String> {
         let key = TaskKey::parse(task.job_id.clone(), task.task_id.clone()).map_err(|error| error.to_string())?;
+        Span::current().record("job", key.job.as_str()).record("task", key.task.as_str());
         let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| error.to_string())?;
         // An old coordinator may never give the task again, so a full disk must not lose it.
         let kept = self.shared.keep_patiently(task.encode_to_vec()).await;

@@ -21,6 +21,7 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tracing::Instrument;
 
 /// How often a FedVision 0.1 manager is asked whether it still is one.
 const LEGACY_PAUSE: Duration = Duration::from_secs(30);
@@ -122,13 +123,15 @@ impl Watch {
         }
         let outcome = from_wire(end.outcome.unwrap_or_default());
         let handle = self.shared.handle.clone();
-        Some(async move {
+        let span = tracing::info_span!("watcher", job = %key.job, task = %key.task);
+        let telling = async move {
             tracing::debug!(task = %key, end = ?outcome.end, "a task ended");
             if let Err(Refusal::Rejected(late)) = handle.send(Command::TaskEnded { key: key.clone(), outcome }).await {
                 tracing::debug!(%late, "a late end");
             }
             key
-        })
+        };
+        Some(telling.instrument(span))
     }
 }
 

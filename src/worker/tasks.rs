@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 /// Shared by reference; see the module.
 pub(super) struct Tasks {
@@ -73,11 +74,9 @@ impl Tasks {
         match admission {
             Admission::New { go, stop } => {
                 let tasks = self.clone();
-                self.supervisor.spawn(
-                    "task",
-                    Policy::Ordinary,
-                    async move { tasks.perform(attempt, task, go, stop).await },
-                );
+                let span = tracing::info_span!("task", job = %attempt.key.job, task = %attempt.key.task, attempt = attempt.number);
+                let performing = async move { tasks.perform(attempt, task, go, stop).await };
+                self.supervisor.spawn("task", Policy::Ordinary, performing.instrument(span));
             }
             Admission::Ended => self.reports.notify_one(),
             Admission::Here => tracing::debug!(task = %attempt.key, attempt = number, "task is known already"),
