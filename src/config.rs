@@ -27,6 +27,12 @@ pub struct CoordinatorOptions {
     /// Port on which /metrics and /livez are served; 0 takes a free one; not served without this flag
     #[arg(long)]
     pub metrics_port: Option<u16>,
+    /// Days the verdict of a proposal is kept after its end
+    #[arg(long, default_value_t = 30)]
+    pub keep_ended_days: u32,
+    /// Ended proposals that are kept at most; beyond that the oldest are removed
+    #[arg(long, default_value_t = 1_000_000)]
+    pub keep_ended: u64,
 }
 
 /// `fedbroker cluster-manager`
@@ -50,6 +56,12 @@ pub struct ClusterManagerOptions {
     /// Port on which /metrics and /livez are served; 0 takes a free one; not served without this flag
     #[arg(long)]
     pub metrics_port: Option<u16>,
+    /// Days the record of a task is kept after its end
+    #[arg(long, default_value_t = 30)]
+    pub keep_ended_days: u32,
+    /// Ended tasks that are kept at most; beyond that the oldest are removed
+    #[arg(long, default_value_t = 1_000_000)]
+    pub keep_ended: u64,
 }
 
 /// `fedbroker cluster-worker`
@@ -96,6 +108,12 @@ pub struct WorkerOptions {
     /// Address of --metrics-port
     #[arg(long, default_value = "127.0.0.1")]
     pub metrics_host: String,
+    /// Days the directory of a task is kept after its end, with its logs
+    #[arg(long, default_value_t = 7)]
+    pub keep_work_days: u32,
+    /// Bytes that directories of ended tasks may take; beyond that the oldest are removed [default: no limit]
+    #[arg(long)]
+    pub keep_work_bytes: Option<u64>,
 }
 
 /// `fedbroker master`

@@ -2,6 +2,7 @@
 //!
 //! Called by the doors of this role. Decides nothing and keeps nothing.
 
+use super::hub::Order;
 use crate::engine::Refusal;
 use crate::machine::cluster::Rejection;
 use crate::machine::cluster::records::{ENDPOINTS_MAX, INSTANCE_MAX, IP_MAX, Ports, Profile, TASKS_MAX};
@@ -53,6 +54,35 @@ pub(super) fn attempt_message(key: TaskKey, attempt: u32) -> ours::TaskAttempt {
         task_id: key.task.as_str().to_owned(),
         attempt,
     }
+}
+
+/// An order that is no task's; `None` for those that are.
+pub(super) fn order_message(order: Order) -> Option<ours::to_worker::Message> {
+    use ours::to_worker::Message;
+    Some(match order {
+        Order::FetchLogs {
+            id,
+            key,
+            attempt,
+            stream,
+            tail_lines,
+            follow,
+            window,
+        } => Message::FetchLogs(ours::FetchLogs {
+            request_id: id,
+            task: Some(attempt_message(key, attempt)),
+            stream: stream.into(),
+            tail_lines,
+            follow,
+            window,
+        }),
+        Order::MoreLogs { id, parts } => Message::MoreLogs(ours::MoreLogs { request_id: id, parts }),
+        Order::StopLogs { id } => Message::StopLogs(ours::StopLogs { request_id: id }),
+        Order::RemoveJob { job } => Message::RemoveJob(ours::RemoveJob {
+            job_id: job.as_str().to_owned(),
+        }),
+        Order::Run { .. } | Order::Kill { .. } | Order::Acknowledge { .. } => return None,
+    })
 }
 
 fn text(field: &str, text: String, max: usize) -> Result<String, Status> {

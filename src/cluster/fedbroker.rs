@@ -4,7 +4,7 @@
 
 use super::convert;
 use super::parts::Shared;
-use super::{watch, worker_stream};
+use super::{forget, logs, watch, worker_stream};
 use crate::engine::Refusal;
 use crate::machine::cluster::{Command, Reply};
 use crate::machine::ids::JobId;
@@ -69,6 +69,21 @@ impl ours::cluster_server::Cluster for Fedbroker {
         let life = watch::run(self.0.clone(), request.into_inner(), out);
         self.0.supervisor.spawn("watch stream", Policy::Ordinary, life);
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type TaskLogsStream = ReceiverStream<Result<ours::LogChunk, Status>>;
+
+    async fn task_logs(&self, request: Request<ours::TaskLogsRequest>) -> Result<Response<Self::TaskLogsStream>, Status> {
+        // One chunk on its way: what a caller does not read stays at the worker.
+        let (out, stream) = mpsc::channel(1);
+        logs::open(&self.0, request.into_inner(), out).await?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn forget_job(&self, request: Request<ours::ForgetJobRequest>) -> Result<Response<ours::ForgetJobReply>, Status> {
+        let job = JobId::parse(request.into_inner().job_id).map_err(convert::bad_id)?;
+        let tasks = forget::job(&self.0, job).await?;
+        Ok(Response::new(ours::ForgetJobReply { tasks }))
     }
 
     type AttachStream = ReceiverStream<Result<ours::ToWorker, Status>>;

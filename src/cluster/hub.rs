@@ -3,7 +3,8 @@
 //! The loop's effects come in here from its thread ([`Hub::dispatch`] and its like never block), the streams in `worker_stream` and
 //! `watch` take them out. Nothing here is state: a crash loses connections and waiters, and both come back by themselves.
 
-use crate::machine::ids::{TaskKey, WorkerId};
+use crate::machine::ids::{JobId, TaskKey, WorkerId};
+use crate::wire::fedbroker::v1::LogStream;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,33 @@ pub(super) enum Order {
     Kill { key: TaskKey, attempt: u32, reason: String },
     /// The report of this attempt is durable or void.
     Acknowledge { key: TaskKey, attempt: u32 },
+    /// Send what a task has written.
+    FetchLogs {
+        id: u64,
+        key: TaskKey,
+        attempt: u32,
+        stream: LogStream,
+        tail_lines: u32,
+        follow: bool,
+        window: u32,
+    },
+    /// Go on sending.
+    MoreLogs { id: u64, parts: u32 },
+    /// Send no more.
+    StopLogs { id: u64 },
+    /// Remove what is left of a job.
+    RemoveJob { job: JobId },
+}
+
+/// Why no log can be asked of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoLine {
+    /// It has no stream now.
+    Away,
+    /// It is of FedVision 0.1, or of Fedbroker 0.1.
+    Old,
+    /// Too much waits for it already.
+    Busy,
 }
 
 /// The stream's end of a connection.
@@ -49,6 +77,8 @@ enum SlotState {
         line: mpsc::Sender<Order>,
         seen: Arc<Notify>,
         closed: CancellationToken,
+        /// It understands orders about logs.
+        logs: bool,
     },
     Closed,
 }
@@ -69,8 +99,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    /// A stream takes its session; orders that came before it are waiting in the connection.
-    pub(super) fn open(&self, worker: &WorkerId, session: u64) -> Connection {
+    /// A stream takes its session; orders that came before it are waiting in the connection. `logs`: it understands orders about logs.
+    pub(super) fn open(&self, worker: &WorkerId, session: u64, logs: bool) -> Connection {
         let (line, orders) = mpsc::channel(ORDERS_MAX);
         let (seen, closed) = (Arc::new(Notify::new()), CancellationToken::new());
         let mut workers = lock(&self.workers);
@@ -81,6 +111,7 @@ impl Hub {
                     line: line.clone(),
                     seen: seen.clone(),
                     closed: closed.clone(),
+                    logs,
                 };
                 let before = match known {
                     Some(slot) => std::mem::replace(slot, Slot { session, state }).state,
@@ -162,6 +193,39 @@ impl Hub {
         }
     }
 
+    /// The session of a worker, and its queue, for orders about logs. They take half of it at most: what is left is for tasks.
+    pub(super) fn log_line(&self, worker: &WorkerId) -> Result<(u64, mpsc::Sender<Order>), NoLine> {
+        let workers = lock(&self.workers);
+        let slot = workers.get(worker).ok_or(NoLine::Away)?;
+        match &slot.state {
+            SlotState::Open { logs: false, .. } => Err(NoLine::Old),
+            SlotState::Open { line, .. } if line.capacity() < ORDERS_MAX / 2 => Err(NoLine::Busy),
+            SlotState::Open { line, .. } => Ok((slot.session, line.clone())),
+            SlotState::Expected(_) | SlotState::Closed => Err(NoLine::Away),
+        }
+    }
+
+    /// Connected workers that can be asked for logs, in order of name.
+    pub(super) fn workers_with_logs(&self) -> Vec<WorkerId> {
+        let workers = lock(&self.workers);
+        let with_logs = workers
+            .iter()
+            .filter(|(_, slot)| matches!(slot.state, SlotState::Open { logs: true, .. }));
+        let mut names: Vec<WorkerId> = with_logs.map(|(worker, _)| worker.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Have all workers that are connected remove what is left of a job.
+    pub(super) fn remove_job(&self, job: &JobId) {
+        for slot in lock(&self.workers).values() {
+            if let SlotState::Open { line, logs: true, .. } = &slot.state {
+                // One that has too much waiting for it does it in its own time.
+                let _ = line.try_send(Order::RemoveJob { job: job.clone() });
+            }
+        }
+    }
+
     /// A sign of life; false when the worker has no stream.
     pub(super) fn seen(&self, worker: &WorkerId) -> bool {
         match lock(&self.workers).get(worker).map(|slot| &slot.state) {
@@ -222,19 +286,21 @@ mod tests {
         let worker = WorkerId::parse("w").unwrap();
         hub.dispatch(worker.clone(), 2, run("a"));
         hub.dispatch(worker.clone(), 1, run("old"));
-        let mut second = hub.open(&worker, 2);
+        let mut second = hub.open(&worker, 2, true);
         hub.dispatch(worker.clone(), 2, run("b"));
         assert_eq!(second.orders.try_recv(), Ok(run("a")));
         assert_eq!(second.orders.try_recv(), Ok(run("b")));
         hub.dispatch(worker.clone(), 3, run("c"));
         assert!(second.closed.is_cancelled());
         hub.close(&worker, 2);
-        let mut third = hub.open(&worker, 3);
+        let mut third = hub.open(&worker, 3, true);
         assert_eq!(third.orders.try_recv(), Ok(run("c")));
-        assert!(hub.open(&worker, 2).closed.is_cancelled());
+        assert!(hub.open(&worker, 2, true).closed.is_cancelled());
         assert!(hub.seen(&worker));
+        assert_eq!(hub.log_line(&worker).unwrap().0, 3);
         hub.close(&worker, 3);
         assert!(!hub.seen(&worker));
+        assert_eq!(hub.log_line(&worker).unwrap_err(), NoLine::Away);
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! The cluster manager: gives tasks to workers, and keeps what it has promised over any crash.
 //!
 //! Started by `cli` with [`serve`]. The decisions are in `machine::cluster`, the durability in `engine`; here are the doors (`fedvision`,
-//! `fedbroker`), the streams behind them (`worker_stream`, `watch`), what is known only while it runs (`hub`), and the executor
+//! `fedbroker`), the streams behind them (`worker_stream`, `watch`, `logs`), what is known only while it runs (`hub`), and the executor
 //! (`effects`). None of them may change state but by a command.
 
 mod convert;
 mod effects;
 mod fedbroker;
 mod fedvision;
+mod forget;
 mod hub;
+mod logs;
 mod parts;
 mod watch;
 mod worker_stream;
@@ -16,6 +18,7 @@ mod worker_stream;
 use crate::config::ClusterManagerOptions;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::{Opened, open};
+use crate::engine::retention::{self, Keep};
 use crate::machine::cluster::{Cluster, Command, Rules};
 use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
@@ -51,6 +54,8 @@ pub struct Settings {
     pub rules: Rules,
     /// How long a worker's stream may be silent before the connection counts as lost.
     pub silence: Duration,
+    /// What is kept of tasks that have ended.
+    pub keep: Keep,
 }
 
 impl Settings {
@@ -66,6 +71,7 @@ impl Settings {
             data_dir: options.data_dir.clone(),
             rules,
             silence: grace.max(SILENCE_MIN),
+            keep: Keep::new(options.keep_ended_days, options.keep_ended),
         }
     }
 }
@@ -102,6 +108,7 @@ pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Super
         handle: engine.handle(),
         payloads,
         hub: Arc::default(),
+        logs: Arc::default(),
         supervisor: supervisor.clone(),
         silence: settings.silence,
         heartbeat: worker_stream::heartbeat(settings.silence),
@@ -114,6 +121,8 @@ pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Super
         Policy::Essential,
         effects::run(shared.clone(), Arc::new(SystemClock), timers),
     );
+    let keeping = retention::run(shared.handle.clone(), Arc::new(SystemClock), settings.keep, forget::kind());
+    supervisor.spawn("retention", Policy::Ordinary, keeping);
     listen(listener, shared, instance);
     Ok(address)
 }

@@ -3,6 +3,7 @@
 //! Made once by `mod.rs`, cloned into every stream. Holds no state of its own.
 
 use super::hub::Hub;
+use super::logs;
 use crate::engine::{Handle, Refusal};
 use crate::machine::cluster::{Cluster, Command, Rejection, Reply};
 use crate::machine::ids::JobId;
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub(super) payloads: Arc<Payloads>,
     /// Connections and watchers.
     pub(super) hub: Arc<Hub>,
+    /// Logs that are being read.
+    pub(super) logs: Arc<logs::Requests>,
     /// The spawner.
     pub(super) supervisor: Supervisor,
     /// How long a worker's stream may be silent.

@@ -42,6 +42,10 @@ pub(super) trait Dialect: Send + 'static {
     fn acknowledge(key: TaskKey, attempt: u32) -> Option<Self>
     where
         Self: Sized;
+    /// Any other message.
+    fn other(order: Order) -> Option<Self>
+    where
+        Self: Sized;
 }
 
 impl Dialect for enroll::Rep {
@@ -53,6 +57,9 @@ impl Dialect for enroll::Rep {
         None
     }
     fn acknowledge(_: TaskKey, _: u32) -> Option<Self> {
+        None
+    }
+    fn other(_: Order) -> Option<Self> {
         None
     }
 }
@@ -89,6 +96,9 @@ impl Dialect for ours::ToWorker {
         let task = convert::attempt_message(key, attempt);
         Some(to_worker(ours::to_worker::Message::Acknowledged(task)))
     }
+    fn other(order: Order) -> Option<Self> {
+        convert::order_message(order).map(to_worker)
+    }
 }
 
 /// Attach until it is done; the answer is `Attached`.
@@ -103,6 +113,7 @@ pub(super) async fn attach(shared: &Shared, attach: Attach) -> Result<u64, Refus
 /// Say that a connection is gone; the machine starts the grace time.
 pub(super) async fn lost(shared: &Shared, worker: WorkerId, session: u64) {
     shared.hub.close(&worker, session);
+    shared.logs.lost(&worker, session);
     tracing::info!(worker = %worker, session, "worker connection lost");
     if let Err(error) = shared.handle.send(Command::ConnectionLost { worker, session }).await {
         tracing::warn!(%error, "could not record that a worker's connection is lost");
@@ -111,7 +122,7 @@ pub(super) async fn lost(shared: &Shared, worker: WorkerId, session: u64) {
 
 /// Serve a 0.1 worker's stream until it ends or the worker falls silent. Its signs of life come as calls of their own.
 pub(super) async fn serve_legacy(shared: Shared, worker: WorkerId, session: u64, out: Stream<enroll::Rep>) {
-    let Connection { orders, seen, closed, .. } = shared.hub.open(&worker, session);
+    let Connection { orders, seen, closed, .. } = shared.hub.open(&worker, session, false);
     let writer = write_orders(shared.clone(), worker.clone(), orders, out.clone());
     let silence = async { while tokio::time::timeout(shared.silence, seen.notified()).await.is_ok() {} };
     tokio::select! {
@@ -131,12 +142,13 @@ pub(super) async fn serve_ours(
     session: u64,
     inbound: tonic::Streaming<ours::FromWorker>,
     out: Stream<ours::ToWorker>,
+    logs: bool,
 ) {
-    let Connection { orders, line, closed, .. } = shared.hub.open(&worker, session);
+    let Connection { orders, line, closed, .. } = shared.hub.open(&worker, session, logs);
     let writer = write_orders(shared.clone(), worker.clone(), orders, out.clone());
     tokio::select! {
         () = writer => {}
-        end = read_reports(&shared, &worker, inbound, line) => if let Err(status) = end {
+        end = read_reports(&shared, &worker, session, inbound, line) => if let Err(status) = end {
             tracing::warn!(worker = %worker, error = status.message(), "worker stream failed");
             // The one message it may still read; a stream that takes nothing is closed without it.
             let _ = out.try_send(Err(status));
@@ -151,6 +163,7 @@ pub(super) async fn serve_ours(
 async fn read_reports(
     shared: &Shared,
     worker: &WorkerId,
+    session: u64,
     mut inbound: tonic::Streaming<ours::FromWorker>,
     line: mpsc::Sender<Order>,
 ) -> Result<(), Status> {
@@ -166,6 +179,7 @@ async fn read_reports(
                         let (key, attempt) = convert::attempt(report.task)?;
                         waiting.push(report_one(shared, worker, key, attempt, convert::outcome(report.outcome)?));
                     }
+                    Some(Some(ours::from_worker::Message::Logs(part))) => shared.logs.deliver(worker, session, part),
                     Some(Some(ours::from_worker::Message::Attach(_))) => return Err(convert::bad("attach", "must be the first message only")),
                     Some(None) => return Err(convert::bad("message", "must be set")),
                 }
@@ -212,6 +226,7 @@ async fn write_orders<D: Dialect>(shared: Shared, worker: WorkerId, mut orders: 
             },
             Order::Kill { key, attempt, reason } => D::kill(key, attempt, reason),
             Order::Acknowledge { key, attempt } => D::acknowledge(key, attempt),
+            order => D::other(order),
         };
         if let Some(message) = message
             && out.send(Ok(message)).await.is_err()
@@ -261,12 +276,15 @@ pub(super) async fn run_ours(shared: Shared, mut inbound: tonic::Streaming<ours:
     let request = match tokio::time::timeout(shared.silence, inbound.message()).await {
         Ok(Ok(Some(ours::FromWorker {
             message: Some(ours::from_worker::Message::Attach(attach)),
-        }))) => parse_attach(attach),
+        }))) => {
+            let logs = attach.logs;
+            parse_attach(attach).map(|attach| (attach, logs))
+        }
         Ok(Ok(Some(_))) => Err(convert::bad("message", "the first must be attach")),
         Ok(Ok(None) | Err(_)) => return,
         Err(_) => Err(Status::deadline_exceeded("no attach came in time")),
     };
-    let request = match request {
+    let (request, logs) = match request {
         Ok(request) => request,
         Err(status) => {
             let _ = out.send(Err(status)).await;
@@ -280,7 +298,7 @@ pub(super) async fn run_ours(shared: Shared, mut inbound: tonic::Streaming<ours:
             let heartbeat_seconds = u32::try_from(shared.heartbeat.as_secs()).unwrap_or(u32::MAX).max(1);
             let attached = to_worker(ours::to_worker::Message::Attached(ours::Attached { heartbeat_seconds }));
             let _ = out.send(Ok(attached)).await;
-            serve_ours(shared, worker, session, inbound, out).await;
+            serve_ours(shared, worker, session, inbound, out, logs).await;
         }
         Err(Refusal::Rejected(rejection)) => {
             tracing::info!(worker = %worker, reason = %rejection, "worker refused");

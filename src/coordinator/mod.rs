@@ -10,7 +10,9 @@ mod service;
 use crate::config::CoordinatorOptions;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::{Opened, open};
-use crate::machine::coordinator::{Command, Coordinator, Rules};
+use crate::engine::retention::{self, BATCH, Keep, Kind};
+use crate::machine::coordinator::{Command, Coordinator, Key, RELEASE_MAX, Record, Rules, State, all_proposals};
+use crate::machine::ids::JobId;
 use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
@@ -32,6 +34,32 @@ use tonic::transport::server::TcpIncoming;
 const ROLE: &str = "coordinator";
 /// How long connections have to end once the role stops; a client that does not read must not hold it up.
 const DRAIN: Duration = Duration::from_secs(1);
+
+const _: () = assert!(BATCH <= RELEASE_MAX);
+
+/// What is let go in the end: verdicts of proposals that have expired.
+fn ended_proposals() -> Kind<Coordinator> {
+    Kind {
+        prefix: all_proposals(),
+        ended_at: |record| match record {
+            Record::Proposal(proposal) => match &proposal.state {
+                State::Expired { at, .. } => Some(*at),
+                State::Open | State::Closed { .. } => None,
+            },
+            _ => None,
+        },
+        forget: |keys| Command::Forget {
+            jobs: keys.into_iter().filter_map(job_of).collect(),
+        },
+    }
+}
+
+fn job_of(key: Key) -> Option<JobId> {
+    match key {
+        Key::Proposal(job) => Some(job),
+        _ => None,
+    }
+}
 
 /// A coordinator that has its port and nothing else.
 pub struct Bound {
@@ -86,7 +114,8 @@ impl Bound {
             settle_ms: options.settle.saturating_mul(1000),
         };
         let machine = Coordinator::new(rules);
-        let open = move || open(&options.data_dir, ROLE, None, machine, MESSAGE_MAX as u64, &metrics);
+        let data_dir = options.data_dir.clone();
+        let open = move || open(&data_dir, ROLE, None, machine, MESSAGE_MAX as u64, &metrics);
         let opened = Supervisor::blocking(open).await??;
         let Opened {
             engine,
@@ -110,6 +139,10 @@ impl Bound {
             .start(&supervisor, Box::new(move |effect| drop(sink.send(effect))))
             .context("cannot start the engine")?;
         handle.send(Command::Started).await.context("cannot record the start")?;
+
+        let keep = Keep::new(options.keep_ended_days, options.keep_ended);
+        let keeping = retention::run(handle.clone(), Arc::new(SystemClock), keep, ended_proposals());
+        supervisor.spawn("retention", Policy::Ordinary, keeping);
 
         let service = Service {
             handle,

@@ -13,6 +13,7 @@ mod prove;
 pub mod reader;
 pub mod recover;
 pub mod replay;
+pub mod retention;
 
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;

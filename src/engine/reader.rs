@@ -135,6 +135,24 @@ impl<M: Machine> Reader<M> {
         Ok(())
     }
 
+    /// A page of ended records whose key bytes begin with `prefix`, in key order, behind a key.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    #[expect(clippy::type_complexity, reason = "a page of pairs")]
+    pub fn ended_page(&self, prefix: &[u8], after: Option<&M::Key>, limit: usize) -> Result<Vec<(M::Key, M::Record)>, Error> {
+        let after = after.map(|key| record_key(ENDED, &M::key_bytes(key)));
+        let page = self.store.scan(&record_key(ENDED, prefix), after.as_deref(), limit);
+        let decoded = |(key, value): (Vec<u8>, Vec<u8>)| {
+            let name = M::key_from_bytes(&key[1..]).ok_or_else(|| Error::Damaged {
+                file: "store".into(),
+                what: format!("record {}: no name of a record", key.escape_ascii()),
+            })?;
+            decode(&key, &value).map(|record| (name, record))
+        };
+        self.final_for_role(page.and_then(|page| page.into_iter().map(decoded).collect()))
+    }
+
     /// How far the history is proved: until it is, a record that is not found may be missing.
     pub fn history(&self) -> HistoryProof {
         self.store.history()

@@ -27,6 +27,8 @@ pub mod metadata {
     pub const ENROLLED: &str = "fedbroker-enrolled";
     /// In the answer to Proposal: why, when it is not SUCCESS.
     pub const REASON: &str = "fedbroker-reason";
+    /// With an error of TaskLogs: one word for what it is, see `cluster.proto`.
+    pub const LOGS: &str = "fedbroker-logs";
 }
 
 /// The FedVision 0.1 contract.

@@ -1,11 +1,12 @@
 //! One connection to a Fedbroker cluster manager: `Cluster/Attach`.
 //!
 //! Brings orders in and reports out until the stream ends. Reports are sent until the manager acknowledges them: all of them again
-//! at each attach, and again from time to time.
+//! at each attach, and again from time to time. Logs that the manager asks for go out behind them (`logs`).
 
+use super::logs::Requests;
 use super::table::Attempt;
 use super::{Ending, Worker};
-use crate::machine::ids::TaskKey;
+use crate::machine::ids::{JobId, TaskKey};
 use crate::machine::outcome::{End, Outcome};
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::{
@@ -13,6 +14,7 @@ use crate::wire::fedbroker::v1::{
     to_worker,
 };
 use crate::wire::metered::Channel;
+use futures_util::stream::{PollNext, select_with_strategy};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -38,14 +40,21 @@ pub(super) async fn session(worker: &Worker, channel: Channel) -> Ending {
         port_end: options.port_end.into(),
         instance: worker.instance.clone(),
         known,
+        logs: true,
     };
     // The queue is empty and open.
     let _ = sender.send(message(from_worker::Message::Attach(attach))).await;
+    let (log_sender, log_parts) = mpsc::channel(1);
+    // Whatever else there is to say goes before a part of a log.
+    let outgoing = select_with_strategy(ReceiverStream::new(receiver), ReceiverStream::new(log_parts), |(): &mut ()| {
+        PollNext::Left
+    });
+    let requests = Requests::new(worker, log_sender);
     let mut client = ClusterClient::new(channel)
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let opening = async {
-        let mut stream = client.attach(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut stream = client.attach(outgoing).await?.into_inner();
         let first = stream.message().await?;
         Ok::<_, tonic::Status>((stream, first))
     };
@@ -63,7 +72,7 @@ pub(super) async fn session(worker: &Worker, channel: Channel) -> Ending {
     };
     worker.attached();
     worker.tasks.repeat_reports();
-    Ending::lost(converse(worker, stream, sender, heartbeat).await)
+    Ending::lost(converse(worker, stream, sender, requests, heartbeat).await)
 }
 
 /// Both directions, until the stream ends; says why it did.
@@ -71,6 +80,7 @@ async fn converse(
     worker: &Worker,
     mut stream: tonic::Streaming<ToWorker>,
     sender: mpsc::Sender<FromWorker>,
+    mut requests: Requests,
     heartbeat: Duration,
 ) -> String {
     let mut beat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
@@ -82,7 +92,7 @@ async fn converse(
         let pending = tasks.has_reports();
         tokio::select! {
             incoming = stream.message() => match incoming {
-                Ok(Some(order)) => if let Some(order) = order.message { obey(worker, order) },
+                Ok(Some(order)) => if let Some(order) = order.message { obey(worker, &mut requests, order) },
                 Ok(None) => return "the manager ended the stream".to_owned(),
                 Err(status) => return status.message().to_owned(),
             },
@@ -100,7 +110,7 @@ async fn converse(
     }
 }
 
-fn obey(worker: &Worker, order: to_worker::Message) {
+fn obey(worker: &Worker, requests: &mut Requests, order: to_worker::Message) {
     match order {
         to_worker::Message::Run(run) => match run.task {
             Some(task) => worker.tasks.run(task, Some(run.attempt)),
@@ -116,6 +126,16 @@ fn obey(worker: &Worker, order: to_worker::Message) {
                 worker.tasks.acknowledged(&attempt);
             }
         }
+        to_worker::Message::FetchLogs(request) => {
+            let attempt = request.task.clone().and_then(from_wire);
+            requests.fetch(&request, attempt);
+        }
+        to_worker::Message::MoreLogs(more) => requests.more(more.request_id, more.parts),
+        to_worker::Message::StopLogs(stop) => requests.stop(stop.request_id),
+        to_worker::Message::RemoveJob(remove) => match JobId::parse(remove.job_id) {
+            Ok(job) => worker.forget(job),
+            Err(error) => tracing::warn!(%error, "order refused"),
+        },
         to_worker::Message::Attached(_) | to_worker::Message::Refused(_) => {
             tracing::warn!("the manager answered the attach twice");
         }

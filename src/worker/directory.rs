@@ -5,8 +5,11 @@
 use super::table::Attempt;
 use crate::machine::ids::Timestamp;
 use crate::machine::outcome::Outcome;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt;
 
@@ -17,16 +20,33 @@ const PREFIX: usize = 120;
 
 /// The directory of an attempt.
 pub(super) fn of_attempt(work_dir: &Path, attempt: &Attempt) -> PathBuf {
+    work_dir.join(components(attempt).iter().collect::<PathBuf>())
+}
+
+/// The names on the way from the work directory to that of an attempt.
+pub(super) fn components(attempt: &Attempt) -> [String; 3] {
     let key = &attempt.key;
-    work_dir
-        .join(component(key.job.as_str()))
-        .join(component(key.task.as_str()))
-        .join(attempt.number.to_string())
+    [
+        component(key.job.as_str()),
+        component(key.task.as_str()),
+        attempt.number.to_string(),
+    ]
+}
+
+/// Open a directory inside of the work directory. No link on the way is followed but those of the operator's own path: a task may have put one in
+/// place of any directory.
+pub(super) fn open_inside(work_dir: &Path, components: &[impl rustix::path::Arg + Copy]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut dir = openat(CWD, work_dir, flags, Mode::empty())?;
+    for component in components {
+        dir = openat(&dir, *component, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    }
+    Ok(dir)
 }
 
 /// One path component for an id: everything but `[A-Za-z0-9_.-]`, and dots in front, percent-encoded (so it can be read back);
 /// too long ones are cut and end in `~` and the SHA-256 of the id.
-fn component(id: &str) -> String {
+pub(super) fn component(id: &str) -> String {
     let mut name = String::with_capacity(id.len());
     let mut leading = true;
     for byte in id.bytes() {

@@ -6,6 +6,9 @@
 mod attach;
 mod directory;
 mod enroll;
+mod log_file;
+mod logs;
+mod sweep;
 mod table;
 mod tasks;
 
@@ -13,7 +16,7 @@ use crate::config::WorkerOptions;
 use crate::engine::clock::{Clock, SystemClock, new_instance};
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options, Python, Registry};
-use crate::machine::ids::WorkerId;
+use crate::machine::ids::{JobId, WorkerId};
 use crate::metrics::Metrics;
 use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
@@ -25,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use sweep::{Keep, Sweeper};
 use tasks::Tasks;
 
 const ROLE: &str = "cluster-worker";
@@ -39,6 +43,8 @@ struct Worker {
     /// Random per process.
     instance: String,
     tasks: Arc<Tasks>,
+    sweeper: Arc<Sweeper>,
+    supervisor: Supervisor,
     announced: AtomicBool,
     metrics: Metrics,
 }
@@ -73,6 +79,18 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// The manager has forgotten a job.
+    fn forget(&self, job: JobId) {
+        let sweeper = self.sweeper.clone();
+        self.supervisor.spawn("removal", Policy::Ordinary, async move {
+            if let Err(error) = Supervisor::blocking(move || sweeper.forget(&job)).await {
+                tracing::error!(%error, "the removal of work directories failed");
+            }
+        });
+    }
+}
+
 /// Check the options and start the worker under the supervisor; its end is `supervisor.run()`.
 ///
 /// # Errors
@@ -104,11 +122,19 @@ pub async fn serve_with(options: WorkerOptions, supervisor: Supervisor, shim: Sh
     let max = usize::try_from(options.max_tasks)?;
     let tasks = Tasks::new(name, max, options.work_dir.clone(), registry, supervisor.clone());
     tasks.shown_by(supervisor.metrics());
+    let sweeper = Sweeper::new(tasks.clone(), options.work_dir.clone());
+    let keep = Keep {
+        age: Duration::from_secs(u64::from(options.keep_work_days) * 24 * 3600),
+        bytes: options.keep_work_bytes,
+    };
+    supervisor.spawn("sweeper", Policy::Ordinary, sweeper.clone().run(keep));
     let instance = new_instance().iter().map(|byte| format!("{byte:02x}")).collect();
     let worker = Worker {
         options,
         instance,
         tasks,
+        sweeper,
+        supervisor: supervisor.clone(),
         announced: AtomicBool::new(false),
         metrics: supervisor.metrics().clone(),
     };
@@ -218,6 +244,8 @@ mod tests {
             work_dir: dir.join("work"),
             metrics_port: None,
             metrics_host: "127.0.0.1".into(),
+            keep_work_days: 7,
+            keep_work_bytes: None,
         }
     }
 

@@ -137,6 +137,11 @@ impl Table {
         }
     }
 
+    /// True while an attempt waits or runs.
+    pub(super) fn is_here(&self, attempt: &Attempt) -> bool {
+        matches!(self.attempts.get(attempt), Some(State::Waiting { .. } | State::Running { .. }))
+    }
+
     /// Give free slots to those that wait, in their order.
     fn start_waiting(&mut self) {
         while self.running < self.max {

@@ -13,7 +13,7 @@ use crate::machine::outcome::{End, Outcome};
 use crate::metrics::Metrics;
 use crate::supervisor::{Policy, Supervisor};
 use crate::wire::fedvision::framework::Task;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -168,6 +168,20 @@ impl Tasks {
     /// The manager need not be told of an attempt again.
     pub(super) fn acknowledged(&self, attempt: &Attempt) {
         self.table().acknowledged(attempt);
+    }
+
+    /// True while an attempt waits or runs; its files are whole once it does not.
+    pub(super) fn is_here(&self, attempt: &Attempt) -> bool {
+        self.table().is_here(attempt)
+    }
+
+    /// Do something to a directory, that of an attempt or one above it, unless an attempt in it runs or is not acknowledged; `None` if so. None can
+    /// begin meanwhile.
+    pub(super) fn unless_in_use<T>(&self, dir: &Path, away: impl FnOnce() -> T) -> Option<T> {
+        let table = self.table();
+        let mut known = table.known().into_iter();
+        let in_use = known.any(|attempt| directory::of_attempt(&self.work_dir, &attempt).starts_with(dir));
+        (!in_use).then(away)
     }
 
     /// The next outcome to send.

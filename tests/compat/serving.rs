@@ -211,6 +211,7 @@ async fn resources_that_a_master_of_0_1_never_used_come_back() {
             ..Rules::default()
         },
         silence: Duration::from_secs(10),
+        keep: fedbroker::engine::retention::Keep::new(30, 1_000_000),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = fedbroker::cluster::start(settings, listener, &supervisor)

@@ -11,6 +11,7 @@ mod master;
 mod paper;
 mod past;
 mod raw;
+mod retention;
 mod worker;
 
 use crate::federation::load::{self, Ledger, Submission};

@@ -1,6 +1,7 @@
 //! The cluster manager in this process, with tonic clients that play masters and workers of both kinds.
 
 use fedbroker::cluster::{Settings, start};
+use fedbroker::engine::retention::Keep;
 use fedbroker::machine::cluster::Rules;
 use fedbroker::supervisor::Supervisor;
 use fedbroker::wire::connect::{MESSAGE_MAX, PeerKind, channel, hello};
@@ -53,6 +54,7 @@ impl Manager {
                 ..Rules::default()
             },
             silence: grace,
+            keep: Keep::new(30, 1_000_000),
         };
         // After a crash in this process the directory is free once the last thread of the old engine is gone.
         soon("start", async {
@@ -213,6 +215,7 @@ fn introduction(instance: &str, known: Vec<ours::TaskAttempt>) -> ours::WorkerAt
         port_end: 13_405,
         instance: instance.into(),
         known,
+        logs: false,
     }
 }
 

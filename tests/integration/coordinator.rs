@@ -60,6 +60,8 @@ impl Server {
             settle: 0,
             keep_closed: 3600,
             metrics_port: None,
+            keep_ended_days: 30,
+            keep_ended: 1_000_000,
         };
         let (bound, address) = oneshot::channel();
         let supervisor = Supervisor::new();

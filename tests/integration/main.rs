@@ -6,6 +6,7 @@ mod coordinator_limits;
 mod federation;
 mod follow;
 mod gated;
+mod logs;
 mod metrics;
 mod order;
 mod payloads;

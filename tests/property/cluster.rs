@@ -20,7 +20,12 @@ pub enum Act {
     Cancel(u8, u8),
     Acquire(Option<u8>, u16),
     Release(u8),
+    /// The whole job, as its master says it; or three tasks, as retention does.
+    Forget(bool),
 }
+
+/// The one job whose tasks are forgotten: of the others every promise is kept for ever.
+const FORGOTTEN: u8 = 3;
 
 #[derive(Default)]
 pub struct ClusterWorld {
@@ -57,6 +62,15 @@ fn attach(who: u8, instance: u8, max_tasks: u16, legacy: bool, known: Vec<(TaskK
     })
 }
 
+/// What an effect stands on when its task is not there: it may have been forgotten since, or it never was.
+fn absent(key: &TaskKey) -> Standing {
+    if key.job == job(FORGOTTEN) {
+        Standing::Earlier
+    } else {
+        Standing::Never
+    }
+}
+
 impl World for ClusterWorld {
     type Machine = Cluster;
     type Act = Act;
@@ -70,6 +84,7 @@ impl World for ClusterWorld {
             1 => (0u8..4, 0u8..4).prop_map(|(j, t)| Act::Cancel(j, t)),
             3 => (prop::option::of(0u8..4), 0u16..4).prop_map(|(j, n)| Act::Acquire(j, n)),
             2 => (0u8..4).prop_map(Act::Release),
+            1 => any::<bool>().prop_map(Act::Forget),
         ]
         .boxed()
     }
@@ -142,6 +157,10 @@ impl World for ClusterWorld {
                 endpoints,
             },
             Act::Release(j) => Command::ReleaseLease { job: job(j) },
+            Act::Forget(whole) => Command::Forget {
+                job: whole.then(|| job(FORGOTTEN)),
+                tasks: (0..3).map(|task| key(FORGOTTEN, task)).collect(),
+            },
         }
     }
 
@@ -186,7 +205,7 @@ impl World for ClusterWorld {
                 key,
                 attempt,
             } => {
-                let Some(task) = task(key) else { return Standing::Never };
+                let Some(task) = task(key) else { return absent(key) };
                 let current = at(worker).is_some_and(|worker| worker.session == *session);
                 match task.assignment() {
                     Some((on, n)) if on == worker && n == *attempt && current => Standing::Now,
@@ -204,7 +223,8 @@ impl World for ClusterWorld {
             },
             Effect::Ended { key } => match task(key) {
                 Some(task) if task.is_ended() => Standing::Now,
-                _ => Standing::Never,
+                None => absent(key),
+                Some(_) => Standing::Never,
             },
             Effect::GraceAt { worker, session, .. } => match at(worker) {
                 Some(worker) if worker.session == *session && !worker.is_lost() => Standing::Now,
@@ -221,7 +241,9 @@ impl World for ClusterWorld {
     }
 
     fn promise(command: &Command, reply: &Reply) -> Option<(Key, Holds<Self>)> {
+        let forgotten = |key: &TaskKey| key.job == job(FORGOTTEN);
         match (command, reply) {
+            (Command::Submit(Submission { key, .. }) | Command::Report { key, .. }, _) if forgotten(key) => None,
             (Command::Submit(submission), _) => Some((Key::Task(submission.key.clone()), |said, record| match record {
                 Record::Task(task) => said.contains(&format!("fingerprint: {:?}", task.fingerprint)),
                 _ => false,

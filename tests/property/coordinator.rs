@@ -19,7 +19,12 @@ pub enum Act {
     ProposeMany(u8),
     /// Who, job, number.
     Fetch(u8, u8, u8),
+    /// What retention does, of the one job that is ever forgotten.
+    Forget,
 }
+
+/// Of all others every promise is kept for ever.
+const FORGOTTEN: u8 = 5;
 
 #[derive(Default)]
 pub struct CoordinatorWorld {
@@ -63,6 +68,7 @@ impl World for CoordinatorWorld {
             5 => (0u8..6, 0u8..4, 0u32..3, 0u32..3, 0u32..4).prop_map(|(n, t, w, min, max)| Act::Propose(n, t, w, min, max)),
             1 => (6u8..8).prop_map(Act::ProposeMany),
             6 => (0u8..5, 0u8..8, 1u8..8).prop_map(|(who, n, number)| Act::Fetch(who, n, number)),
+            1 => Just(Act::Forget),
         ]
         .boxed()
     }
@@ -111,6 +117,9 @@ impl World for CoordinatorWorld {
             Act::Leave(who) => Command::Leave { party: party(who) },
             Act::Propose(n, tasks, wait, min, max) => propose(n, tasks, (wait, min, max), contents),
             Act::ProposeMany(n) => propose(n, u8::try_from(RELEASE_MAX + 3).unwrap(), (1, 0, 3), contents),
+            Act::Forget => Command::Forget {
+                jobs: vec![job(FORGOTTEN), job(FORGOTTEN + 100)],
+            },
             Act::Fetch(who, n, number) => Command::Fetch {
                 party: party(who),
                 proposal: ProposalId::parse(format!("job{n}-coo_{number}")).unwrap(),
@@ -142,6 +151,14 @@ impl World for CoordinatorWorld {
             Some(Record::Proposal(proposal)) => Some(proposal),
             _ => None,
         };
+        // It may have been forgotten since, or it never was.
+        let absent = |of: &JobId| {
+            if *of == job(FORGOTTEN) {
+                Standing::Earlier
+            } else {
+                Standing::Never
+            }
+        };
         match effect {
             Effect::Offer {
                 party,
@@ -149,12 +166,13 @@ impl World for CoordinatorWorld {
                 proposal: id,
                 ..
             } => {
-                let known = fedbroker::machine::coordinator::job_of(id).and_then(|job| proposal(&job));
+                let of = fedbroker::machine::coordinator::job_of(id).unwrap();
+                let known = proposal(&of);
                 let here = matches!(read(&Key::Party(party.clone())), Some(Record::Party(known)) if known.session == *session);
                 match known {
                     Some(known) if known.is_open() && here => Standing::Now,
                     Some(_) => Standing::Earlier,
-                    None => Standing::Never,
+                    None => absent(&of),
                 }
             }
             Effect::CloseStream { party, session } => match read(&Key::Party(party.clone())) {
@@ -165,22 +183,26 @@ impl World for CoordinatorWorld {
                 // After a start a window may be kept open for the parties that the crash cut off.
                 Some(known) if known.is_open() && known.closes_at <= *at => Standing::Now,
                 Some(known) if !known.is_open() => Standing::Earlier,
-                _ => Standing::Never,
+                None => absent(job),
+                Some(_) => Standing::Never,
             },
             Effect::Closed { job } => match proposal(job) {
                 Some(known) if !known.is_open() => Standing::Now,
-                _ => Standing::Never,
+                None => absent(job),
+                Some(_) => Standing::Never,
             },
             Effect::ExpireAt { job, .. } => match proposal(job).map(|known| known.state) {
                 Some(State::Closed { .. }) => Standing::Now,
                 Some(State::Expired { .. }) => Standing::Earlier,
-                _ => Standing::Never,
+                None => absent(job),
+                Some(State::Open) => Standing::Never,
             },
         }
     }
 
     fn promise(command: &Command, reply: &Reply) -> Option<(Key, Holds<Self>)> {
         match (command, reply) {
+            (Command::Propose { job_id, .. }, _) if *job_id == job(FORGOTTEN) => None,
             (Command::Propose { job_id, .. }, Reply::Open { .. }) => Some((Key::Proposal(job_id.clone()), |_, _| true)),
             (Command::Propose { job_id, .. }, Reply::Verdict { .. }) => {
                 Some((Key::Proposal(job_id.clone()), |said, record| match record {

@@ -121,7 +121,8 @@ impl Role for Coordinator {
             | E::Closed { job, .. }
             | E::TaskReleased { job, .. }
             | E::ParticipantReleased { job, .. }
-            | E::Expired { job } => Some(job.clone()),
+            | E::Expired { job }
+            | E::Forgotten { job } => Some(job.clone()),
         }
     }
 
@@ -152,7 +153,8 @@ impl Role for Cluster {
             | E::TaskAssigned { key, .. }
             | E::TaskRequeued { key, .. }
             | E::TaskStopping { key, .. }
-            | E::TaskEnded { key, .. } => Some(key.job.clone()),
+            | E::TaskEnded { key, .. }
+            | E::TaskForgotten { key } => Some(key.job.clone()),
             E::LeaseGranted { lease, .. } | E::LeaseReleased { lease } | E::LeaseLost { lease } => job_of_lease(lease),
         }
     }

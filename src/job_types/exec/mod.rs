@@ -3,6 +3,7 @@
 //! Called by `program` for compile steps and tasks. Never uses a shell, never leaves a process behind: cancellation, the time-out,
 //! the drop of the future, the exit and even the SIGKILL of this process all end the child's whole group.
 
+mod kept;
 mod shim;
 
 pub use shim::shim_main;
@@ -60,7 +61,7 @@ pub struct Run {
     pub argv: Vec<String>,
     /// Added to the environment of this process.
     pub env: Vec<(String, OsString)>,
-    /// Its directory; must exist. `stdout` and `stderr` are written there.
+    /// Its directory; must exist. `stdout` and `stderr` are written there, at most 16 MiB each, see `kept`.
     pub dir: PathBuf,
     /// Wall-clock limit.
     pub timeout: Duration,

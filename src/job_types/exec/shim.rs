@@ -4,10 +4,12 @@
 //! environment. It starts the program in a process group of its own and watches two things: its stdin, a pipe whose other end the
 //! parent holds (its end means that the parent wants the task to end, or is gone, even by SIGKILL), and the program. On the end of
 //! stdin the group gets SIGTERM, then after the grace time SIGKILL. When the program has ended, whatever is left of its group, and
-//! every descendant that had left the group, is killed. It must never do anything else: no threads, no runtime, no log.
+//! every descendant that had left the group, is killed. Meanwhile it brings what the program writes into files of a bounded size (`kept`). It must
+//! never do anything else: no threads, no runtime, no log.
 //!
 //! It says on its stdout: `pid <n>` once the program runs, then one of `exit <code>` and `signal <number>`; or `failed <why>`.
 
+use super::kept::Kept;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use std::ffi::OsString;
@@ -57,8 +59,10 @@ fn supervise(args: impl IntoIterator<Item = OsString>) -> Result<WaitStatus, Str
     };
     // Descendants that leave the group become children of this process instead of being lost; without it only the group is killed.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let stdout = std::fs::File::create(super::STDOUT).map_err(|e| format!("cannot create {}: {e}", super::STDOUT))?;
-    let stderr = std::fs::File::create(super::STDERR).map_err(|e| format!("cannot create {}: {e}", super::STDERR))?;
+    let create = |name| Kept::create(name).map_err(|e| format!("cannot create {name}: {e}"));
+    let (stdout_kept, stdout) = create(super::STDOUT)?;
+    let (stderr_kept, stderr) = create(super::STDERR)?;
+    let mut kept = [stdout_kept, stderr_kept];
     // Never waited for through `child`: `waitpid` below does.
     let child = Command::new(&program)
         .args(args)
@@ -70,11 +74,12 @@ fn supervise(args: impl IntoIterator<Item = OsString>) -> Result<WaitStatus, Str
         .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
     let pid = Pid::from_child(&child);
     say(&format!("pid {}", pid.as_raw_nonzero()));
-    let watched = watch(pid, grace);
+    let watched = watch(pid, grace, &mut kept);
     // Before the reaping, while the dead leader still reserves the group's number.
     let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     let status = rustix::process::waitpid(Some(pid), WaitOptions::empty());
     kill_rest();
+    kept.iter_mut().for_each(Kept::take_rest);
     watched.map_err(|e| format!("cannot watch the program: {e}"))?;
     match status {
         Ok(Some((_, status))) => Ok(status),
@@ -83,8 +88,8 @@ fn supervise(args: impl IntoIterator<Item = OsString>) -> Result<WaitStatus, Str
     }
 }
 
-/// Returns when the program has ended; ends it when stdin ends.
-fn watch(pid: Pid, grace: Duration) -> rustix::io::Result<()> {
+/// Returns when the program has ended; ends it when stdin ends. Takes what it writes.
+fn watch(pid: Pid, grace: Duration, kept: &mut [Kept; 2]) -> rustix::io::Result<()> {
     let program = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     let mut stdin = std::io::stdin().lock();
     let mut asked: Option<Instant> = None;
@@ -97,13 +102,26 @@ fn watch(pid: Pid, grace: Duration) -> rustix::io::Result<()> {
         let timeout = left
             .filter(|l| !l.is_zero())
             .and_then(|l| Timespec::try_from(l + Duration::from_millis(1)).ok());
-        let mut fds = [PollFd::new(&program, PollFlags::IN), PollFd::new(&stdin, PollFlags::IN)];
-        let watched = if asked.is_some() { 1 } else { 2 };
-        match poll(&mut fds[..watched], timeout.as_ref()) {
+        let mut fds = vec![PollFd::new(&program, PollFlags::IN)];
+        let pipes: Vec<usize> = (0..kept.len()).filter(|n| kept[*n].pipe().is_some()).collect();
+        fds.extend(
+            kept.iter()
+                .filter_map(Kept::pipe)
+                .map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::IN)),
+        );
+        if asked.is_none() {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error),
         }
-        let [ended, input] = fds.map(|fd| !fd.revents().is_empty());
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        let (ended, written, input) = (ready[0], &ready[1..=pipes.len()], ready.get(pipes.len() + 1) == Some(&true));
+        for (n, _) in pipes.iter().zip(written).filter(|(_, written)| **written) {
+            kept[*n].take();
+        }
         if ended {
             return Ok(());
         }

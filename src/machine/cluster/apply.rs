@@ -66,6 +66,10 @@ impl Cluster {
                 self.put_lease(lease, None);
                 changes.keys.insert(Key::Lease(lease.clone()));
             }
+            Event::TaskForgotten { key } => {
+                self.take_task(key);
+                changes.keys.insert(Key::Task(key.clone()));
+            }
             Event::LeaseLost { lease } => {
                 self.unbind(lease, changes);
                 self.change_lease(lease, changes, |lease| {

@@ -124,6 +124,13 @@ pub enum Command {
     },
     /// Go on with placement, see [`Effect::PlaceMore`].
     Place,
+    /// Records of ended tasks are not wanted any more. What has not ended stays; [`super::STEP_MAX`] tasks at most.
+    Forget {
+        /// All tasks of this job must have ended.
+        job: Option<JobId>,
+        /// The tasks.
+        tasks: Vec<TaskKey>,
+    },
 }
 
 /// The answer to a command that was taken.
@@ -191,6 +198,9 @@ pub enum Rejection {
     /// A report of a worker that is not here.
     #[error("worker {0} is not known")]
     UnknownWorker(WorkerId),
+    /// A job cannot be forgotten yet.
+    #[error("task {0} has not ended")]
+    NotEnded(TaskKey),
     /// No lease, and why.
     #[error("{0}")]
     NotGranted(String),
@@ -288,6 +298,11 @@ pub enum Event {
     LeaseLost {
         /// Its name.
         lease: LeaseId,
+    },
+    /// Nothing is kept of an ended task any more.
+    TaskForgotten {
+        /// The task.
+        key: TaskKey,
     },
 }
 

@@ -93,6 +93,11 @@ const LEASE: u8 = b'l';
 const TASK: u8 = b't';
 const WORKER: u8 = b'w';
 
+/// The beginning of the key bytes of all tasks, for a scan.
+pub fn all_tasks() -> Vec<u8> {
+    vec![TASK]
+}
+
 /// The beginning of the key bytes of all tasks of a job, for a scan.
 pub fn tasks_of(job: &JobId) -> Vec<u8> {
     join_key(TASK, &[job.as_str(), ""])
@@ -114,6 +119,7 @@ impl Machine for Cluster {
             Command::Submit(submission) => vec![Key::Task(submission.key.clone())],
             Command::Cancel { key, .. } => vec![Key::Task(key.clone())],
             Command::Attach(attach) => vec![Key::Worker(attach.worker.clone())],
+            Command::Forget { tasks, .. } => tasks.iter().take(STEP_MAX).cloned().map(Key::Task).collect(),
             _ => Vec::new(),
         }
     }
@@ -147,6 +153,7 @@ impl Machine for Cluster {
             Command::ReleaseLease { job } => Ok(self.release(job, out)),
             Command::LeaseExpired { lease } => Ok(self.expire(lease, out)),
             Command::Place => Ok(Reply::Done),
+            Command::Forget { job, tasks } => self.forget_tasks(job.as_ref(), tasks, input, out),
         }?;
         self.place_waiting(now, out);
         Ok(reply)

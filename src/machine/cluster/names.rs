@@ -18,6 +18,7 @@ named!(
     ReleaseLease = "release_lease",
     LeaseExpired = "lease_expired",
     Place = "place",
+    Forget = "forget",
 );
 
 named!(

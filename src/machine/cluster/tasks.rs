@@ -190,6 +190,33 @@ impl Cluster {
         out.effect(Effect::Ended { key: key.clone() });
     }
 
+    pub(super) fn forget_tasks(
+        &mut self,
+        job: Option<&JobId>,
+        tasks: Vec<TaskKey>,
+        input: &Input<Key, Record>,
+        out: &mut Output,
+    ) -> Result<Reply, Rejection> {
+        if let Some(key) = job.and_then(|job| self.open_task_of(job)) {
+            return Err(Rejection::NotEnded(key.clone()));
+        }
+        for key in tasks.into_iter().take(STEP_MAX) {
+            // What was forgotten before, or was submitted anew since it was found in the history, is left as it is.
+            if self.known_task(&key, input).is_some_and(Task::is_ended) {
+                out.emit(self, Event::TaskForgotten { key });
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A task of this job that has not ended.
+    fn open_task_of(&self, job: &JobId) -> Option<&TaskKey> {
+        // No id is less than one space.
+        let first = TaskKey::parse(job.as_str(), " ").ok()?;
+        let of_job = self.tasks.range(first..).take_while(|(key, _)| key.job == *job);
+        of_job.filter(|(_, task)| !task.is_ended()).map(|(key, _)| key).next()
+    }
+
     /// Assign what can be assigned, at most [`STEP_MAX`] tasks; the rest follows with [`Effect::PlaceMore`].
     pub(super) fn place_waiting(&mut self, now: Timestamp, out: &mut Output) {
         if self.index.queues.is_empty() || self.index.rooms.attached.is_empty() {

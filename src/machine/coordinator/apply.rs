@@ -26,6 +26,10 @@ impl Coordinator {
                 self.proposals.insert(proposal.job_id.clone(), entry);
                 changes.keys.extend([Key::Counters, Key::Proposal(proposal.job_id.clone())]);
             }
+            Event::Forgotten { job } => {
+                self.proposals.remove(job);
+                changes.keys.insert(Key::Proposal(job.clone()));
+            }
             Event::TaskAdded { job, .. }
             | Event::Accepted { job, .. }
             | Event::Chosen { job, .. }

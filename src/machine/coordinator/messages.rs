@@ -69,6 +69,11 @@ pub enum Command {
         /// The job.
         job: JobId,
     },
+    /// Verdicts of expired proposals are not wanted any more. What has not expired stays; [`super::RELEASE_MAX`] at most.
+    Forget {
+        /// Their jobs.
+        jobs: Vec<JobId>,
+    },
 }
 
 /// Something that happened.
@@ -164,6 +169,11 @@ pub enum Event {
     },
     /// All of it is let go but the proposal and its verdict.
     Expired {
+        /// The job.
+        job: JobId,
+    },
+    /// Nothing is kept of an expired proposal any more.
+    Forgotten {
         /// The job.
         job: JobId,
     },

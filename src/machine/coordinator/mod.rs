@@ -9,6 +9,7 @@
 
 mod apply;
 pub mod draw;
+mod forget;
 pub mod invariant;
 mod messages;
 mod names;
@@ -137,6 +138,13 @@ impl Coordinator {
     }
 }
 
+const PROPOSAL: u8 = b'p';
+
+/// The beginning of the key bytes of all proposals, for a scan.
+pub fn all_proposals() -> Vec<u8> {
+    vec![PROPOSAL]
+}
+
 impl Machine for Coordinator {
     const ROLE: &'static str = "coordinator";
 
@@ -152,6 +160,7 @@ impl Machine for Coordinator {
         match command {
             Command::Propose { job_id, .. } => vec![Key::Proposal(job_id.clone())],
             Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal).into_iter().collect(),
+            Command::Forget { jobs } => jobs.iter().take(RELEASE_MAX).cloned().map(Key::Proposal).collect(),
             _ => Vec::new(),
         }
     }
@@ -216,6 +225,7 @@ impl Machine for Coordinator {
             Command::Fetch { party, proposal } => self.fetch(party, &proposal, input, out),
             Command::Close { job } => Ok(self.close(&job, input, out)),
             Command::Expire { job } => Ok(self.expire(&job, input, out)),
+            Command::Forget { jobs } => Ok(self.forget_expired(jobs, input, out)),
         }
     }
 
@@ -271,7 +281,7 @@ impl Machine for Coordinator {
         match key {
             Key::Counters => join_key(b'c', &[]),
             Key::Party(party) => join_key(b'e', &[party.as_str()]),
-            Key::Proposal(job) => join_key(b'p', &[job.as_str()]),
+            Key::Proposal(job) => join_key(PROPOSAL, &[job.as_str()]),
             Key::Task(job, index) => join_key(b't', &[job.as_str(), &format!("{index:010}")]),
             Key::Participant(job, party) => join_key(b'u', &[job.as_str(), party.as_str()]),
         }
@@ -281,7 +291,7 @@ impl Machine for Coordinator {
         match split_key(bytes)? {
             (b'c', parts) if parts == [""] => Some(Key::Counters),
             (b'e', parts) if parts.len() == 1 => Some(Key::Party(PartyId::parse(parts[0]).ok()?)),
-            (b'p', parts) if parts.len() == 1 => Some(Key::Proposal(JobId::parse(parts[0]).ok()?)),
+            (PROPOSAL, parts) if parts.len() == 1 => Some(Key::Proposal(JobId::parse(parts[0]).ok()?)),
             (b't', parts) if parts.len() == 2 => Some(Key::Task(JobId::parse(parts[0]).ok()?, parts[1].parse().ok()?)),
             (b'u', parts) if parts.len() == 2 => Some(Key::Participant(JobId::parse(parts[0]).ok()?, PartyId::parse(parts[1]).ok()?)),
             _ => None,

@@ -15,6 +15,7 @@ named!(
     Fetch = "fetch",
     Close = "close",
     Expire = "expire",
+    Forget = "forget",
 );
 
 named!(

@@ -34,11 +34,15 @@ pub enum Scenario {
     Aged,
     /// A task whose content is a payload file.
     Large,
+    /// A job is forgotten; what ended long ago is let go by itself in `retention`.
+    Forgotten,
 }
 
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
-    use Scenario::{Aged, Anonymous, Cancelled, GivenUp, Job, Large, ManyTasks, SecondConnection, Start, WorkerComes, WorkerGoes};
+    use Scenario::{
+        Aged, Anonymous, Cancelled, Forgotten, GivenUp, Job, Large, ManyTasks, SecondConnection, Start, WorkerComes, WorkerGoes,
+    };
     let (name, moment) = point.rsplit_once('.').unwrap();
     match (name, moment) {
         ("cluster.started", _) => Start,
@@ -52,6 +56,7 @@ pub fn scenario(point: &str) -> Scenario {
         ("cluster.place" | "cluster.place_more", _) => ManyTasks,
         ("cluster.lease_expiry_at", _) => Anonymous,
         ("cluster.lease_expired", _) => Aged,
+        ("cluster.forget", _) => Forgotten,
         ("payload", _) => Large,
         _ => panic!("{point} has no scenario: say what drives a cluster manager to it"),
     }

@@ -41,11 +41,13 @@ pub enum Scenario {
     Large,
     /// A proposal that closed long ago.
     Aged,
+    /// One that expired longer ago than is kept: in `retention`.
+    Forgotten,
 }
 
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
-    use Scenario::{Aged, Job, Large, Leave, PartiesCome, PartyGoes, Start, Twice};
+    use Scenario::{Aged, Forgotten, Job, Large, Leave, PartiesCome, PartyGoes, Start, Twice};
     match point.rsplit_once('.').unwrap().0 {
         "coordinator.started" => Start,
         "coordinator.subscribe" | "store" => PartiesCome,
@@ -55,6 +57,7 @@ pub fn scenario(point: &str) -> Scenario {
         "coordinator.leave" => Leave,
         "coordinator.close_stream" => Twice,
         "coordinator.expire" => Aged,
+        "coordinator.forget" => Forgotten,
         "payload" => Large,
         _ => panic!("{point} has no scenario: say what drives a coordinator to it"),
     }
@@ -66,7 +69,7 @@ pub fn every_point() -> Vec<(String, Scenario)> {
     points.map(|point| (point.clone(), scenario(&point))).collect()
 }
 
-fn points(of: &[Scenario]) -> Vec<(String, Scenario)> {
+pub fn points(of: &[Scenario]) -> Vec<(String, Scenario)> {
     every_point().into_iter().filter(|(_, scenario)| of.contains(scenario)).collect()
 }
 
@@ -300,7 +303,7 @@ async fn of_a_coordinator_with_other_parties() {
     assert!(gone("coordinator.leave.taken") && gone("coordinator.leave.durable"));
 }
 
-fn machine() -> Coordinator {
+pub fn machine() -> Coordinator {
     Coordinator::new(coordinator::Rules {
         settle_ms: 0,
         party_lease_ms: 60_000,

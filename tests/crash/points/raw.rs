@@ -95,6 +95,11 @@ impl Pair {
         Ok(soon(self.ours().cancel_task(request)).await?.into_inner().known)
     }
 
+    async fn forget(&self, job: &str) -> Result<u32, Status> {
+        let request = ours::ForgetJobRequest { job_id: job.into() };
+        Ok(soon(self.ours().forget_job(request)).await?.into_inner().tasks)
+    }
+
     /// How each of a job's tasks ends, in the order of the ends.
     async fn ends(&self, job: &str, tasks: &[String]) -> Vec<State> {
         let requests: Vec<ours::WatchRequest> = tasks
@@ -148,6 +153,7 @@ impl Pair {
             port_end: 9001,
             instance: "the same".into(),
             known: Vec::new(),
+            logs: false,
         };
         let message = Some(from_worker::Message::Attach(attach));
         line.send(ours::FromWorker { message }).await.unwrap();
@@ -256,6 +262,26 @@ async fn large(pair: &mut Pair, point: &str, job: &str) {
     assert_eq!(pair.ends(job, &["t".to_owned()]).await, [State::Succeeded], "after {point}");
 }
 
+/// The manager dies while a job is forgotten.
+async fn forgotten(pair: &mut Pair, point: &str, job: &str) {
+    let tasks = ["t".to_owned(), "u".to_owned()];
+    for name in &tasks {
+        pair.submit(task(job, name, "", 0, 0)).await.unwrap();
+    }
+    assert_eq!(pair.ends(job, &tasks).await, [State::Succeeded; 2]);
+    assert!(pair.forget(job).await.is_err(), "it was answered before {point}");
+    died(&mut pair.manager).await;
+    start_again(&mut pair.manager).await;
+    let (left, again) = if point.ends_with(".taken") {
+        (State::Succeeded, 2)
+    } else {
+        (State::NotFound, 0)
+    };
+    assert_eq!(pair.ends(job, &tasks).await, [left; 2], "after {point}: whole or not at all");
+    assert_eq!(pair.forget(job).await.unwrap(), again, "after {point}");
+    assert_eq!(pair.ends(job, &tasks).await, [State::NotFound; 2], "after {point}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_cluster_manager_with_other_callers() {
     if skipped() {
@@ -268,6 +294,7 @@ async fn of_a_cluster_manager_with_other_callers() {
         Scenario::ManyTasks,
         Scenario::Anonymous,
         Scenario::Large,
+        Scenario::Forgotten,
     ];
     for (number, (point, scenario)) in (0..).zip(every_point().into_iter().filter(|(_, scenario)| here.contains(scenario))) {
         let job = format!("job-{number}");
@@ -281,6 +308,7 @@ async fn of_a_cluster_manager_with_other_callers() {
             Scenario::SecondConnection => second_connection(&mut pair).await,
             Scenario::ManyTasks => many_tasks(&mut pair, point, &job).await,
             Scenario::Anonymous => anonymous(&mut pair, point, &job).await,
+            Scenario::Forgotten => forgotten(&mut pair, point, &job).await,
             _ => large(&mut pair, point, &job).await,
         }
     }

@@ -22,6 +22,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub enum Heard {
     Attached(WorkerAttach),
     Report(TaskReport),
+    Logs(LogPart),
     Enrolled(enroll::Req),
     Updated(update_status::Req),
 }
@@ -34,6 +35,7 @@ pub struct Manager {
     heard: mpsc::UnboundedReceiver<Heard>,
     orders: Orders,
     old_orders: OldOrders,
+    heartbeats: Arc<Mutex<usize>>,
     down: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -43,6 +45,7 @@ struct Service {
     heard: mpsc::UnboundedSender<Heard>,
     orders: Orders,
     old_orders: OldOrders,
+    heartbeats: Arc<Mutex<usize>>,
     down: CancellationToken,
     refusals: Arc<Mutex<usize>>,
 }
@@ -69,9 +72,11 @@ impl Manager {
             heard: sender,
             orders: Orders::default(),
             old_orders: OldOrders::default(),
+            heartbeats: Arc::default(),
             down: CancellationToken::new(),
             refusals: Arc::new(Mutex::new(refusals)),
         };
+        let heartbeats = service.heartbeats.clone();
         let (orders, old_orders, down) = (service.orders.clone(), service.old_orders.clone(), service.down.clone());
         let peer = serve::PeerService {
             role: "cluster-manager",
@@ -90,6 +95,7 @@ impl Manager {
             heard,
             orders,
             old_orders,
+            heartbeats,
             down,
             server,
         }
@@ -162,6 +168,35 @@ impl Manager {
         self.order(to_worker::Message::Acknowledged(task)).await;
     }
 
+    pub async fn fetch(&self, request: FetchLogs) {
+        self.order(to_worker::Message::FetchLogs(request)).await;
+    }
+
+    pub async fn more(&self, request_id: u64, parts: u32) {
+        self.order(to_worker::Message::MoreLogs(MoreLogs { request_id, parts })).await;
+    }
+
+    pub async fn stop_logs(&self, request_id: u64) {
+        self.order(to_worker::Message::StopLogs(StopLogs { request_id })).await;
+    }
+
+    pub async fn remove_job(&self, job: &str) {
+        self.order(to_worker::Message::RemoveJob(RemoveJob { job_id: job.into() })).await;
+    }
+
+    /// Heartbeats so far.
+    pub fn heartbeats(&self) -> usize {
+        *self.heartbeats.lock().unwrap()
+    }
+
+    /// The next part of a log.
+    pub async fn part(&mut self) -> LogPart {
+        match self.hear().await {
+            Heard::Logs(part) => part,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub async fn submit(&self, task: Task) {
         let orders = self.old_orders.lock().unwrap().clone().expect("no worker is enrolled");
         let ready = enroll::Rep {
@@ -182,6 +217,7 @@ impl Manager {
 impl Cluster for Service {
     type AttachStream = ReceiverStream<Result<ToWorker, Status>>;
     type WatchStream = ReceiverStream<Result<TaskEnd, Status>>;
+    type TaskLogsStream = ReceiverStream<Result<LogChunk, Status>>;
 
     #[expect(clippy::disallowed_methods, reason = "a test's own server")]
     async fn attach(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::AttachStream>, Status> {
@@ -206,7 +242,11 @@ impl Cluster for Service {
                         Heard::Attached(attach)
                     }
                     from_worker::Message::Report(report) => Heard::Report(report),
-                    from_worker::Message::Heartbeat(_) => continue,
+                    from_worker::Message::Logs(part) => Heard::Logs(part),
+                    from_worker::Message::Heartbeat(_) => {
+                        *service.heartbeats.lock().unwrap() += 1;
+                        continue;
+                    }
                 };
                 let _ = service.heard.send(heard);
             }
@@ -221,6 +261,12 @@ impl Cluster for Service {
         Err(Status::unimplemented("test"))
     }
     async fn cancel_task(&self, _: Request<CancelTaskRequest>) -> Result<Response<CancelTaskReply>, Status> {
+        Err(Status::unimplemented("test"))
+    }
+    async fn task_logs(&self, _: Request<TaskLogsRequest>) -> Result<Response<Self::TaskLogsStream>, Status> {
+        Err(Status::unimplemented("test"))
+    }
+    async fn forget_job(&self, _: Request<ForgetJobRequest>) -> Result<Response<ForgetJobReply>, Status> {
         Err(Status::unimplemented("test"))
     }
     async fn watch(&self, _: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {

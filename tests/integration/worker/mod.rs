@@ -1,5 +1,6 @@
 //! The cluster worker with real task processes, against a hand-made manager of either protocol.
 
+mod logs;
 mod manager;
 
 use fedbroker::config::WorkerOptions;
@@ -48,6 +49,8 @@ fn options(dir: &Path, manager: &Manager, max_tasks: u32) -> WorkerOptions {
         work_dir: dir.join("work"),
         metrics_port: None,
         metrics_host: "127.0.0.1".into(),
+        keep_work_days: 7,
+        keep_work_bytes: None,
     }
 }
 
