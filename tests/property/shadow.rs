@@ -204,7 +204,7 @@ fn check_stories<'a, W: World>(
             .collect();
         let own = |seqs: &&Vec<u64>| story.ends_with(seqs) && story[..story.len() - seqs.len()].iter().all(|seq| *seq < seqs[0]);
         let changes = &stories[&last];
-        assert!(changes.iter().any(|seqs| own(seqs)), "the story {story:?} is none of {changes:?}");
+        assert!(changes.iter().any(own), "the story {story:?} is none of {changes:?}");
         assert_eq!(reader.thread([last], 1).unwrap().len(), 1);
     }
 }
