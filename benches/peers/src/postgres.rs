@@ -117,8 +117,12 @@ impl Postgres {
         let mut connection = connect(port).await?;
         connection.query(TABLE).await?;
         for (setting, expected) in [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")] {
-            let rows = connection.query(&format!("SHOW {setting}")).await?.rows;
-            ensure!(rows == [[expected.as_bytes()]], "{setting} is {rows:?}");
+            let is = connection.query(&format!("SHOW {setting}")).await?.rows.concat().concat();
+            ensure!(
+                is == expected.as_bytes(),
+                "{setting} is {:?}, not {expected}",
+                String::from_utf8_lossy(&is)
+            );
         }
         connection.query("CHECKPOINT").await?;
         Ok(Self { _server: server, port })

@@ -82,8 +82,8 @@ impl Server {
         let until = Instant::now() + DEADLINE;
         loop {
             let said = std::fs::read_to_string(&self.log)?;
-            let whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-            if let Some((_, rest)) = whole.filter_map(|line| line.split_once(word)).next() {
+            let mut whole = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            if let Some((_, rest)) = whole.find_map(|line| line.split_once(word)) {
                 return Ok(rest.trim_end().to_owned());
             }
             let ended = self.child.try_wait()?;
