@@ -10,6 +10,9 @@ use std::fmt::Write;
 /// What each peer makes durable.
 const PROMISES: &str = include_str!("promises.md");
 
+/// The load before the begin above which others' work shows in the figures.
+const QUIET: f64 = 0.5;
+
 /// One measurement.
 pub struct Row {
     /// Who.
@@ -169,6 +172,19 @@ fn grouped(value: f64) -> String {
     grouped
 }
 
+/// What a reader must know before the figures, if others worked on the machine too.
+fn caution(run: &Run) -> String {
+    if run.load.0 < QUIET {
+        return String::new();
+    }
+    format!(
+        "**The machine was not quiet: load {:.2} before it began, all of it others' work.** Servers with one thread lose the most then, since each barrier \
+         puts them back in line for a processor, and so does whoever has one producer; a figure may even exceed that of the disk itself. Read no \
+         target and no rank from these figures; run it again on a quiet machine.\n\n",
+        run.load.0
+    )
+}
+
 fn method(run: &Run) -> String {
     format!(
         "Written by `benches/peers/run` on {}; every figure is of that one run.\n\n\
@@ -216,7 +232,7 @@ fn configuration(run: &Run) -> String {
 
 /// The whole document.
 pub fn page(run: &Run) -> String {
-    let mut page = format!("# Fedbroker beside its peers\n\n{}", method(run));
+    let mut page = format!("# Fedbroker beside its peers\n\n{}{}", caution(run), method(run));
     let (before, after) = PROMISES.split_once("<!-- tables -->\n").unwrap_or((PROMISES, ""));
     page.push_str(before);
     for workload in [Workload::Enqueue, Workload::Life] {

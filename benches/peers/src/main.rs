@@ -56,6 +56,7 @@ impl Kind {
 
 /// Measure Fedbroker's durable queue beside PostgreSQL, Redis and beanstalkd
 #[derive(Parser, Clone, Debug)]
+#[command(args_override_self = true)]
 struct Options {
     /// Whom to measure
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Kind::value_variants().to_vec())]
