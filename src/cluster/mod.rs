@@ -27,7 +27,7 @@ use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::cluster_server::ClusterServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::cluster::cluster_manager_server::ClusterManagerServer;
-use crate::wire::serve::{PeerService, bind, metered_server};
+use crate::wire::serve::{PeerService, bind, incoming, metered_server};
 use anyhow::Context;
 use parts::Shared;
 use std::net::SocketAddr;
@@ -36,7 +36,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 
 /// The name of this role, on the command line and in its data directory.
 const ROLE: &str = "cluster-manager";
@@ -142,7 +141,7 @@ fn listen(listener: TcpListener, shared: Shared, instance: String) {
         .add_service(peer);
     let (stopped, fatal) = (supervisor.stopped(), supervisor.clone());
     supervisor.spawn("cluster doors", Policy::Essential, async move {
-        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {
+        if let Err(error) = router.serve_with_incoming_shutdown(incoming(listener), stopped).await {
             fatal.fatal(anyhow::Error::new(error).context("the cluster manager's doors failed"));
         }
     });

@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tonic::transport::server::TcpIncoming;
 
 /// The role's word in its data directory and in Hello.
 const ROLE: &str = "coordinator";
@@ -154,7 +153,7 @@ impl Bound {
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         let peer = PeerServer::new(PeerService { role: ROLE, instance });
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = serve::incoming(listener);
         let router = serve::metered_server(supervisor.metrics())
             .add_service(coordinator)
             .add_service(peer);

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tower_layer::{Identity, Stack};
 
 /// How often an idle client is asked whether it is still there, so that a half-open connection is found.
@@ -28,10 +29,15 @@ pub async fn bind(host: &str, port: u16) -> anyhow::Result<(TcpListener, SocketA
     Ok((listener, address))
 }
 
+/// The connections of a listener, without the delay of small answers that the system would wait with otherwise (tonic heeds its own `tcp_nodelay` only
+/// where it binds itself).
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 /// A gRPC server with the limits every role has.
 pub fn server() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .initial_stream_window_size(WINDOW)
@@ -60,5 +66,19 @@ impl peer_server::Peer for PeerService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.instance.clone(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn connections_do_not_delay_small_answers() {
+        let (listener, address) = bind("127.0.0.1", 0).await.unwrap();
+        let _client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let accepted = incoming(listener).next().await.unwrap().unwrap();
+        assert!(accepted.nodelay().unwrap());
     }
 }

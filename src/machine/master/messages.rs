@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 /// Requests and outcomes.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a submission is what most commands begin with; they are moved a few times and never kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a submission is what most commands begin with; they are moved a few times and never kept"
+)]
 pub enum Command {
     /// Accept a job. Its config is checked already, its plan made; config and algorithm config have at most
     /// [`crate::machine::content::INLINE_MAX`] bytes inline together.
@@ -158,7 +161,10 @@ pub enum SubmitAnswer {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "fields are those of the records they change")]
-#[expect(clippy::large_enum_variant, reason = "an event is written and dropped; a box would cost an allocation to save a copy")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an event is written and dropped; a box would cost an allocation to save a copy"
+)]
 pub enum Event {
     /// A job was accepted.
     JobAccepted {

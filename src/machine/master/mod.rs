@@ -61,7 +61,10 @@ pub enum Key {
 
 /// A stored record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "a record is read, used and dropped; the maps of the machine hold what is in it")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a record is read, used and dropped; the maps of the machine hold what is in it"
+)]
 pub enum Record {
     /// Number of the last job ever accepted.
     Counter(u64),
