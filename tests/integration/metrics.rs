@@ -218,7 +218,10 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 fn the_page_has_every_family_there_is_and_no_other() {
     let metrics = fedbroker::metrics::Metrics::new();
     metrics.begin("master", 0);
-    (metrics.engine(), metrics.peers(), metrics.http(), metrics.worker());
+    metrics.engine();
+    metrics.peers();
+    metrics.http();
+    metrics.worker();
     let exported: BTreeMap<String, (String, BTreeSet<String>)> = metrics
         .families()
         .into_iter()
