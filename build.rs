@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Large payloads are parts of the one buffer they came in, and never copied.
         .extern_path(".google.protobuf.Any", "crate::wire::Any")
         .bytes(".fedvision.paddle_fl")
+        .bytes(".fedbroker.v1.DummyTask")
         .compile_fds(descriptors)?;
     Ok(())
 }

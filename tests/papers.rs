@@ -81,6 +81,7 @@ fn links_lead_somewhere() {
         "ARCHITECTURE.md",
         "CONTRIBUTING.md",
         "docs/fedvision.md",
+        "docs/benchmarks.md",
         "docs/programs.md",
         "docs/configuration.md",
         "docs/durability.md",

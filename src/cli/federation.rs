@@ -34,8 +34,16 @@ impl Role {
     /// # Errors
     /// It ended, or was not ready in time; the text names its log.
     pub(super) async fn start(name: &str, logs: &Path, args: Vec<String>) -> anyhow::Result<Self> {
+        Self::start_within(READY_LIMIT, name, logs, args).await
+    }
+
+    /// [`Role::start`] of one that may take so long, because of what it has to read.
+    ///
+    /// # Errors
+    /// As [`Role::start`].
+    pub(super) async fn start_within(limit: Duration, name: &str, logs: &Path, args: Vec<String>) -> anyhow::Result<Self> {
         let log = logs.join(format!("{name}.log"));
-        let (child, stdin, address) = spawn(name, &log, &args).await?;
+        let (child, stdin, address) = spawn(limit, name, &log, &args).await?;
         Ok(Self {
             name: name.to_owned(),
             args,
@@ -60,7 +68,7 @@ impl Role {
     /// # Errors
     /// As [`Role::start`].
     pub(super) async fn restart(&mut self) -> anyhow::Result<()> {
-        (self.child, self._stdin, self.address) = spawn(&self.name, &self.log, &self.args).await?;
+        (self.child, self._stdin, self.address) = spawn(READY_LIMIT, &self.name, &self.log, &self.args).await?;
         Ok(())
     }
 
@@ -75,7 +83,18 @@ impl Role {
         }
     }
 
-    async fn stop(mut self) {
+    /// Its process.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(super) fn pid(&self) -> anyhow::Result<u32> {
+        self.child
+            .id()
+            .with_context(|| format!("{} has ended; its log is {}", self.name, self.log.display()))
+    }
+
+    /// Ask it to stop, and wait for its end.
+    pub(super) async fn stop(mut self) {
         drop(self._stdin.take());
         if tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
@@ -83,7 +102,7 @@ impl Role {
     }
 }
 
-async fn spawn(name: &str, log: &Path, args: &[String]) -> anyhow::Result<(Child, Option<ChildStdin>, String)> {
+async fn spawn(limit: Duration, name: &str, log: &Path, args: &[String]) -> anyhow::Result<(Child, Option<ChildStdin>, String)> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let stderr = File::options()
         .create(true)
@@ -109,14 +128,10 @@ async fn spawn(name: &str, log: &Path, args: &[String]) -> anyhow::Result<(Child
         }
         None
     };
-    match tokio::time::timeout(READY_LIMIT, ready).await {
+    match tokio::time::timeout(limit, ready).await {
         Ok(Some(address)) => Ok((child, stdin, address)),
         Ok(None) => anyhow::bail!("{name} did not start; its log is {}{}", log.display(), last_line(log)),
-        Err(_) => anyhow::bail!(
-            "{name} was not ready after {} s; its log is {}",
-            READY_LIMIT.as_secs(),
-            log.display()
-        ),
+        Err(_) => anyhow::bail!("{name} was not ready after {} s; its log is {}", limit.as_secs(), log.display()),
     }
 }
 
@@ -137,8 +152,10 @@ pub(super) struct Party {
     pub(super) dir: PathBuf,
     /// The master.
     pub(super) master: Role,
-    cluster_manager: Role,
-    worker: Role,
+    /// Its cluster manager.
+    pub(super) cluster_manager: Role,
+    /// Its only worker.
+    pub(super) worker: Role,
 }
 
 /// Where a federation listens.
@@ -179,20 +196,24 @@ impl Ports {
     }
 }
 
+/// Tasks that a worker of a federation on one machine runs at once, unless it is asked for more: jobs take some, leases as many.
+pub(super) const SLOTS: u16 = 10;
+
 /// A whole federation: one coordinator, and a cluster and a master for each party, so that each keeps its data to itself.
 pub(super) struct Federation {
-    coordinator: Role,
+    /// The one coordinator.
+    pub(super) coordinator: Role,
     /// The parties, in order.
     pub(super) parties: Vec<Party>,
 }
 
 impl Federation {
     /// Start everything below `dir`: `coordinator/`, `party<n>/`, `logs/`. Each party finds its data in `party<n>/data` and its programs in
-    /// `party<n>/programs`, which must exist.
+    /// `party<n>/programs`, which must exist. Each party's worker runs as many tasks at once as it has `slots`.
     ///
     /// # Errors
     /// The first role that does not start.
-    pub(super) async fn start(dir: &Path, parties: u16, ports: Ports) -> anyhow::Result<Self> {
+    pub(super) async fn start(dir: &Path, parties: u16, ports: Ports, slots: u16) -> anyhow::Result<Self> {
         let logs = dir.join("logs");
         std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         let args = words(&[
@@ -205,7 +226,7 @@ impl Federation {
         let coordinator = Role::start("coordinator", &logs, args).await?;
         let mut started = Vec::new();
         for n in 0..parties {
-            started.push(start_party(dir, &logs, n, ports, &coordinator.address).await?);
+            started.push(start_party(dir, &logs, n, ports, slots, &coordinator.address).await?);
         }
         Ok(Self {
             coordinator,
@@ -243,7 +264,7 @@ impl Federation {
     }
 }
 
-async fn start_party(dir: &Path, logs: &Path, n: u16, ports: Ports, coordinator: &str) -> anyhow::Result<Party> {
+async fn start_party(dir: &Path, logs: &Path, n: u16, ports: Ports, slots: u16, coordinator: &str) -> anyhow::Result<Party> {
     let id = format!("party{}", n + 1);
     let dir = dir.join(&id);
     let name = |role: &str| format!("{id}-{role}");
@@ -266,7 +287,7 @@ async fn start_party(dir: &Path, logs: &Path, n: u16, ports: Ports, coordinator:
         "--worker-ip",
         "127.0.0.1",
         "--max-tasks",
-        "10",
+        &slots.to_string(),
     ]);
     args.extend(words(&[
         "--port-start",

@@ -1,5 +1,6 @@
 //! The command line: one subcommand for each role, and what a user needs around them.
 
+mod bench;
 mod client;
 mod exit;
 mod federation;
@@ -52,6 +53,8 @@ enum Command {
     Submit(submit::SubmitOptions),
     /// Check, look into, back up, restore and migrate data directories
     Store(store::StoreOptions),
+    /// Measure this machine, and what the durable queue, REST, a federation and a start make of it
+    Bench(bench::BenchOptions),
     /// Run the master of a party
     Master(MasterOptions),
     /// Run the coordinator of a federation
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Standalone(options) => standalone::run(options),
         Command::Submit(options) => submit::run(options),
         Command::Store(options) => store::run(options),
+        Command::Bench(options) => bench::run(options),
         Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),
         Command::Coordinator(options) => serve::role(stop_on_stdin_end, |supervisor| crate::coordinator::serve(options, supervisor)),
         Command::ClusterManager(options) => serve::role(stop_on_stdin_end, |supervisor| crate::cluster::serve(options, supervisor)),
@@ -126,8 +130,9 @@ fn start_telemetry(cli: &Cli) -> anyhow::Result<telemetry::Exports> {
         Command::ClusterWorker(_) => "fedbroker-cluster-worker",
         _ => "fedbroker",
     };
+    let quiet = matches!(cli.command, Command::Bench(_)).then(|| "warn".to_owned());
     telemetry::start(telemetry::Options {
-        filter: std::env::var(telemetry::LOG_VARIABLE).ok().as_deref(),
+        filter: std::env::var(telemetry::LOG_VARIABLE).ok().or(quiet).as_deref(),
         format: match cli.log_format {
             LogFormat::Plain => telemetry::Format::Plain,
             LogFormat::Json => telemetry::Format::Json,

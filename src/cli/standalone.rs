@@ -1,6 +1,6 @@
 //! `fedbroker standalone`: a whole federation on one machine, durable, until Ctrl-C.
 
-use super::federation::{Federation, Ports};
+use super::federation::{Federation, Ports, SLOTS};
 use super::installed;
 use crate::telemetry::say;
 use anyhow::Context;
@@ -72,7 +72,7 @@ async fn standalone(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
     let asked = signalled()?;
     tokio::pin!(asked);
     let mut federation = tokio::select! {
-        started = Federation::start(&dir, options.parties, ports) => started?,
+        started = Federation::start(&dir, options.parties, ports, SLOTS) => started?,
         () = &mut asked => return Ok(ExitCode::SUCCESS),
     };
     say(&format!("standalone ready on {}", federation.parties[0].master.address));

@@ -2,7 +2,7 @@
 //!
 //! `job_config`: `worker_num` (0 to 256; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
 //! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false), `endpoints` (0 to 64, default
-//! 0; leased as for any job, and not used).
+//! 0; leased as for any job, and not used), `payload_bytes` (0 to 402653184, default 0: as many bytes that mean nothing, in every task).
 
 use super::program_toml::ENDPOINTS_MAX;
 use super::schema::{integer, small};
@@ -11,6 +11,7 @@ use crate::machine::outcome::{End, Outcome};
 use crate::machine::plan::Plan;
 use crate::wire::fedbroker::v1::DummyTask;
 use crate::wire::fedvision::framework::Task;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,9 @@ pub(super) const TASK_TYPES: [&str; 2] = ["dummy_trainer", "dummy_aggregator"];
 const TYPE_URL: &str = "type.googleapis.com/fedbroker.v1.DummyTask";
 /// The longest a dummy task waits: an hour. A task that comes over the wire is held to it as well.
 const SLEEP_MAX_MS: u64 = 3_600_000;
+
+/// The most bytes that mean nothing: 384 MiB, below what a message may have.
+const PAYLOAD_MAX: u64 = 384 * 1024 * 1024;
 
 pub(super) type Staged = DummyTask;
 
@@ -31,7 +35,8 @@ pub(super) fn schema() -> Value {
             "proposal_wait_time": {"type": "integer", "minimum": 1, "maximum": WAIT_MAX_S},
             "sleep_ms": {"type": "integer", "minimum": 0, "maximum": SLEEP_MAX_MS},
             "fail": {"type": "boolean"},
-            "endpoints": {"type": "integer", "minimum": 0, "maximum": ENDPOINTS_MAX}
+            "endpoints": {"type": "integer", "minimum": 0, "maximum": ENDPOINTS_MAX},
+            "payload_bytes": {"type": "integer", "minimum": 0, "maximum": PAYLOAD_MAX}
         },
         "required": ["worker_num"],
         "additionalProperties": false,
@@ -56,6 +61,7 @@ pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, Prep
         &DummyTask {
             sleep_ms: integer(&input.config, "sleep_ms", 0),
             fail: input.config["fail"].as_bool().unwrap_or(false),
+            payload: filler(&input.job_id, integer(&input.config, "payload_bytes", 0)),
         },
         TYPE_URL,
     );
@@ -65,6 +71,25 @@ pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, Prep
         proposal_tasks: trainers.collect(),
         local_tasks: vec![task(&input.job_id, "aggregator".to_owned(), aggregator, payload.clone())],
     })
+}
+
+/// Bytes that do not repeat, and differ from job to job: nothing on their way can make them fewer.
+fn filler(job: &str, len: u64) -> Bytes {
+    let mut state = job
+        .bytes()
+        .fold(0x9e37_79b9_7f4a_7c15u64, |state, byte| state.rotate_left(8) ^ u64::from(byte));
+    let words = std::iter::repeat_with(|| {
+        // xorshift; never zero, since the state is not.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
+    words.take(len.div_ceil(8)).for_each(|word| bytes.extend_from_slice(&word));
+    bytes.truncate(len);
+    bytes.into()
 }
 
 pub(super) fn stage(task: Task) -> Result<Staged, String> {

@@ -1,5 +1,6 @@
 //! What the parts do together, against real directories, sockets and processes.
 
+mod bench;
 mod cluster;
 mod coordinator;
 mod coordinator_limits;

@@ -6,7 +6,7 @@ mod screen;
 mod training;
 
 use super::client::Client;
-use super::federation::{Federation, Ports};
+use super::federation::{Federation, Ports, SLOTS};
 use super::installed;
 use crate::wire::connect::Backoff;
 use anyhow::Context;
@@ -95,7 +95,7 @@ async fn play(dir: &Path, screen: &Screen, crash: bool) -> anyhow::Result<()> {
         cluster_managers: 0,
         lent: Ports::free_to_lend(PARTIES),
     };
-    let mut federation = Federation::start(dir, PARTIES, ports).await?;
+    let mut federation = Federation::start(dir, PARTIES, ports, SLOTS).await?;
     let played = job(&mut federation, screen, crash).await;
     if played.is_err() {
         federation.stop().await;

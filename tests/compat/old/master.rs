@@ -204,7 +204,11 @@ impl Job {
 
 /// A dummy task whose payload is large enough to become a file where it is kept.
 fn task(job: &str, id: &str, task_type: &str, assignee: &str) -> Task {
-    let mut value = DummyTask { sleep_ms: 1, fail: false }.encode_to_vec();
+    let mut value = DummyTask {
+        sleep_ms: 1,
+        ..DummyTask::default()
+    }
+    .encode_to_vec();
     // A field nobody knows: bytes of 4 KiB.
     value.extend([0x7a, 0x80, 0x20]);
     value.extend([7; 4096]);

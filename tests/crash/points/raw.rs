@@ -171,7 +171,11 @@ async fn soon<T>(call: impl Future<Output = T>) -> T {
 
 /// A dummy task; `filling` bytes more than it needs, in a field that nobody knows.
 fn task(job: &str, task: &str, assignee: &str, sleep_ms: u64, filling: usize) -> Task {
-    let mut value = DummyTask { sleep_ms, fail: false }.encode_to_vec();
+    let mut value = DummyTask {
+        sleep_ms,
+        ..DummyTask::default()
+    }
+    .encode_to_vec();
     if filling > 0 {
         prost::encoding::bytes::encode(99, &vec![b'x'; filling], &mut value);
     }

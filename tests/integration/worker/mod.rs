@@ -98,7 +98,16 @@ fn task(job: &str, id: &str, task_type: &str, url: &str, payload: &impl Message)
 }
 
 fn dummy(job: &str, id: &str, sleep_ms: u64) -> Task {
-    task(job, id, "dummy_trainer", "DummyTask", &DummyTask { sleep_ms, fail: false })
+    task(
+        job,
+        id,
+        "dummy_trainer",
+        "DummyTask",
+        &DummyTask {
+            sleep_ms,
+            ..DummyTask::default()
+        },
+    )
 }
 
 fn program(job: &str, id: &str, name: &str) -> Task {

@@ -1,0 +1,150 @@
+//! `fedbroker bench federation`: dummy jobs from REST to success, through master, cluster manager and worker as processes of their own.
+//!
+//! Each job has one task, takes a lease, is compiled, and waits for nobody. Beside it the worker stream alone: tasks straight to the
+//! cluster manager, without a master.
+
+use super::Common;
+use super::drive::{Until, drive};
+use super::http::Connection;
+use super::place::Place;
+use super::progress::Progress;
+use super::raw;
+use super::rest::{Submitter, status};
+use super::stream;
+use super::table::{Column, Table, Unit};
+use crate::cli::federation::{Federation, Ports};
+use crate::machine::cluster::records::TASKS_MAX;
+use crate::supervisor::Supervisor;
+use clap::Args;
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// `fedbroker bench federation`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  fedbroker bench federation --jobs 5000")]
+pub(super) struct FederationOptions {
+    /// Jobs of one run, and tasks of one run of the worker stream alone
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: u64,
+    /// Connections that submit, and calls to the cluster manager in flight
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=512))]
+    connections: u16,
+    #[command(flatten)]
+    common: Common,
+}
+
+static COLUMNS: [Column; 6] = [
+    Column("jobs_per_s", Unit::Number, true),
+    Column("tasks_per_s", Unit::Number, true),
+    Column("submit_p99_ms", Unit::Millis, false),
+    Column("stream_tasks_per_s", Unit::Number, true),
+    Column("stream_p99_ms", Unit::Millis, false),
+    Column("raw_per_s", Unit::Number, true),
+];
+
+/// Tasks of a dummy job without trainers.
+const TASKS: f64 = 1.0;
+/// How long the raw disk is measured.
+const RAW: Duration = Duration::from_secs(1);
+/// How often a job that has not ended is asked for.
+const POLL: Duration = Duration::from_millis(2);
+/// A job that has not ended by then never will.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Measure.
+///
+/// # Errors
+/// A role did not start or ended, or a job did not succeed.
+pub(super) async fn run(options: FederationOptions) -> anyhow::Result<ExitCode> {
+    let place = Place::make(&options.common.dir)?;
+    let (mut table, progress) = (
+        Table::new("federation", &COLUMNS),
+        Progress::new(3 * u64::from(options.common.runs)),
+    );
+    let connections = usize::from(options.connections);
+    for _ in 0..options.common.runs {
+        progress.now("raw disk");
+        let raw = raw::measure(place.path(), connections, 200, RAW).await?.driven;
+        progress.step();
+        let run = place.run()?;
+        let federation = start(run.path(), 1).await?;
+        progress.now("jobs from REST to success");
+        let jobs = jobs(&federation.parties[0].master.address, connections, options.jobs).await?;
+        progress.step();
+        progress.now("tasks to a worker");
+        let stream = stream::measure(&federation.parties[0].cluster_manager.address, connections, options.jobs).await?;
+        federation.stop().await;
+        progress.step();
+        table.add(
+            &format!("{connections} in flight"),
+            &[jobs[0], jobs[0] * TASKS, jobs[1], stream[0], stream[1], raw.rate()],
+        );
+    }
+    drop(progress);
+    let notes = [
+        "from the first submit to the last success, all roles on this machine; every job was asked for its success".to_owned(),
+        "stream: TaskSubmit to the cluster manager until its watch says how the task ended; each was told once".to_owned(),
+    ];
+    table.say(&options.common, &place.machine, &notes);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A federation whose workers have all the slots one may have.
+///
+/// # Errors
+/// A role did not start.
+pub(super) async fn start(dir: &Path, parties: u16) -> anyhow::Result<Federation> {
+    for n in 1..=parties {
+        for name in ["data", "programs"] {
+            std::fs::create_dir_all(dir.join(format!("party{n}")).join(name))?;
+        }
+    }
+    let ports = Ports {
+        coordinator: 0,
+        masters: 0,
+        cluster_managers: 0,
+        lent: Ports::free_to_lend(parties),
+    };
+    Federation::start(dir, parties, ports, TASKS_MAX).await
+}
+
+/// Jobs in a second, and the 99th percentile of their submits.
+#[expect(clippy::cast_precision_loss, reason = "a rate for a reader")]
+async fn jobs(endpoint: &str, connections: usize, count: u64) -> anyhow::Result<[f64; 2]> {
+    let body: Arc<str> = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } }).to_string().into();
+    let mut submitters = Vec::new();
+    for _ in 0..connections {
+        submitters.push(Submitter {
+            connection: Connection::open(endpoint).await?,
+            body: body.clone(),
+            ids: Vec::new(),
+        });
+    }
+    let began = Instant::now();
+    let submits = drive(&Supervisor::new(), submitters, Until::Asked(count.div_ceil(connections as u64))).await?;
+    let mut connection = Connection::open(endpoint).await?;
+    for id in submits.clients.iter().flat_map(|(client, _)| &client.ids) {
+        succeeded(&mut connection, id).await?;
+    }
+    let rate = submits.acknowledged() as f64 / began.elapsed().as_secs_f64();
+    Ok([rate, submits.latencies.permille(990)])
+}
+
+/// Wait for a job's success.
+///
+/// # Errors
+/// It failed, or takes too long.
+pub(super) async fn succeeded(connection: &mut Connection, id: &str) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        match status(connection, id).await?.as_str() {
+            "_JobStatus.SUCCESS" => return Ok(()),
+            "_JobStatus.FAILED" => anyhow::bail!("job {id} failed"),
+            state => anyhow::ensure!(began.elapsed() < LIMIT, "job {id} is still {state} after {} s", LIMIT.as_secs()),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
