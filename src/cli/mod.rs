@@ -63,6 +63,9 @@ enum Command {
     ClusterManager(ClusterManagerOptions),
     /// Run tasks for a cluster manager
     ClusterWorker(WorkerOptions),
+    /// Print the contract of the REST service: OpenAPI 3.1
+    #[command(after_help = "Example:\n  fedbroker openapi > docs/openapi.json")]
+    Openapi,
     /// Supervise one task process; started by workers and masters
     #[command(name = SHIM_COMMAND, hide = true)]
     TaskShim {
@@ -111,6 +114,11 @@ pub fn main() -> ExitCode {
             supervisor.stopped().await;
             Ok(())
         }),
+        Command::Openapi => {
+            // `say` ends the line.
+            telemetry::say(crate::master::rest::contract().trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::TaskShim { .. } => Ok(ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -27,6 +27,8 @@ pub struct Opened<M: Machine> {
     pub backup: Source,
     /// Identity of the data directory, hexadecimal.
     pub instance: String,
+    /// The directory of the log that counts; what is derived from the log may be kept in it.
+    pub log_dir: PathBuf,
     /// Directory for what may be lost.
     pub work_dir: PathBuf,
 }
@@ -78,6 +80,7 @@ pub fn open<M: Machine>(
         backup: Source::new(&directory, store, payloads.clone()),
         payloads,
         instance: format!("{:032x}", u128::from_be_bytes(directory.instance())),
+        log_dir: directory.log_dir(),
         work_dir: directory.work_dir(),
     })
 }

@@ -40,6 +40,9 @@ pub(super) fn decode_event<E: serde::de::DeserializeOwned>(seq: Seq, bytes: &[u8
 
 type LoggedOf<M> = (Seq, Logged<<M as Machine>::Event>);
 
+/// Records with their names, in the order of their keys.
+pub type RecordPage<M> = Vec<(<M as Machine>::Key, <M as Machine>::Record)>;
+
 /// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
 pub struct Reader<M> {
     store: Arc<dyn Store>,
@@ -139,16 +142,24 @@ impl<M: Machine> Reader<M> {
     ///
     /// # Errors
     /// The store cannot be read.
-    #[expect(clippy::type_complexity, reason = "a page of pairs")]
-    pub fn ended_page(&self, prefix: &[u8], after: Option<&M::Key>, limit: usize) -> Result<Vec<(M::Key, M::Record)>, Error> {
-        let after = after.map(|key| record_key(ENDED, &M::key_bytes(key)));
-        let page = self.store.scan(&record_key(ENDED, prefix), after.as_deref(), limit);
+    pub fn ended_page(&self, prefix: &[u8], after: Option<&M::Key>, limit: usize) -> Result<RecordPage<M>, Error> {
+        self.page(ENDED, prefix, after.map(M::key_bytes).as_deref(), limit)
+    }
+
+    /// At most `limit` records of one part ([`LIVE`] or [`ENDED`]) whose key bytes begin with `prefix` and are greater than `after`, in their order.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn page(&self, part: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RecordPage<M>, Error> {
+        let after = after.map(|after| record_key(part, after));
+        let page = self.store.scan(&record_key(part, prefix), after.as_deref(), limit);
         let decoded = |(key, value): (Vec<u8>, Vec<u8>)| {
-            let name = M::key_from_bytes(&key[1..]).ok_or_else(|| Error::Damaged {
+            let record = decode(&key, &value)?;
+            let unknown = || Error::Damaged {
                 file: "store".into(),
-                what: format!("record {}: no name of a record", key.escape_ascii()),
-            })?;
-            decode(&key, &value).map(|record| (name, record))
+                what: format!("unknown record {}", key.escape_ascii()),
+            };
+            Ok((M::key_from_bytes(&key[1..]).ok_or_else(unknown)?, record))
         };
         self.final_for_role(page.and_then(|page| page.into_iter().map(decoded).collect()))
     }

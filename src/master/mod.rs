@@ -3,6 +3,7 @@
 //! [`serve`] puts the parts together; [`rest`] is the door of users, `subscriber` the door of the federation, `runner` and `submitter`
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
+pub mod index;
 pub mod logs;
 pub mod rest;
 mod runner;
@@ -31,6 +32,7 @@ use crate::wire::metered::channel;
 use crate::wire::serve::bind;
 use anyhow::Context;
 use bytes::Bytes;
+use index::Index;
 use settings::Settings;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +67,8 @@ pub struct Shared {
     pub recovery: Arc<RecoveryReport>,
     /// How the subscription stands.
     pub subscription: Subscription,
+    /// Which jobs there are.
+    pub index: Arc<Index>,
 }
 
 /// How the subscription at the coordinator stands, for readiness and status. Volatile; cheap to clone.
@@ -191,8 +195,16 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     };
     let dir = options.data_dir.clone().unwrap_or_else(|| default_data_dir(&party));
     let owner = party.clone();
-    let opened =
+    let mut opened =
         Supervisor::blocking(move || open(&dir, "master", Some(owner.as_str()), Master::new(rules), PAYLOAD_MAX, &metrics)).await??;
+    let index = Arc::new(Index::default());
+    opened.engine.project(index.feed());
+    let home = index::Home {
+        reader: opened.engine.handle().reader().clone(),
+        path: opened.log_dir.join("index"),
+        instance: opened.instance.clone(),
+        head: opened.engine.report.next_seq - 1,
+    };
     let shared = Shared {
         party,
         handle: opened.engine.handle(),
@@ -204,6 +216,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         work_dir: opened.work_dir,
         recovery: Arc::new(opened.engine.report.clone()),
         subscription: Subscription::default(),
+        index: index.clone(),
     };
 
     let (effects, queue) = mpsc::unbounded_channel();
@@ -217,6 +230,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         .engine
         .start(&supervisor, Box::new(move |effect| drop(effects.send(effect))))?;
 
+    index.start(&supervisor, home);
     supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared)));
     say(&format!("master ready on {address}"));
     supervisor.stopped().await;

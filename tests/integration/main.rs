@@ -1,5 +1,6 @@
 //! What the parts do together, against real directories, sockets and processes.
 
+mod api;
 mod bench;
 mod cluster;
 mod coordinator;

@@ -4,15 +4,15 @@
 //! go of everything, when it is done, when its reader goes away, and when its reader takes nothing for [`STALL`].
 
 use super::Door;
+use super::v1::problem::{Code, Problem};
+use super::v1::query::NoQuery;
 use crate::engine::backup::SendError;
 use crate::store::Error as StoreError;
 use crate::supervisor::{Policy, Supervisor};
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 use std::io::{self, Write};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -24,11 +24,14 @@ const AHEAD: usize = 4;
 /// How long a reader may take nothing; `server` cuts the connection before, so this is for a server that does not.
 const STALL: Duration = Duration::from_secs(60);
 
-pub(super) async fn backup(State(door): State<Door>) -> Response {
+/// All of this master's data, as of one commit, as a stream of frames
+#[utoipa::path(post, path = "/api/v1/backup", operation_id = "make_backup", tag = "status", responses(
+    (status = 200, description = "Frames; `fedbroker store backup` takes them", content_type = "application/octet-stream"),
+    (status = 409, description = "Another backup is made", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn backup(State(door): State<Door>, _: NoQuery) -> Result<Response, Problem> {
     let Ok(permit) = door.backups.clone().try_acquire_owned() else {
-        let detail = "one backup at a time; another one is under way";
-        let body = json!({ "title": "a backup is under way", "status": 409, "detail": detail });
-        return (StatusCode::CONFLICT, Json(body)).into_response();
+        return Err(Problem::new(Code::BackupUnderWay, "one backup at a time; another one is under way"));
     };
     let (pieces, stream) = mpsc::channel(AHEAD);
     let source = door.shared.backup.clone();
@@ -57,7 +60,7 @@ pub(super) async fn backup(State(door): State<Door>) -> Response {
     };
     door.shared.supervisor.spawn("backup", Policy::Ordinary, work);
     let body = Body::from_stream(ReceiverStream::new(stream));
-    ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
 /// Where the blocking sender writes to.

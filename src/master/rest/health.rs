@@ -10,7 +10,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// One thing that is looked at.
 struct Check {
@@ -21,12 +24,22 @@ struct Check {
     trouble: Option<String>,
 }
 
-/// `GET /livez`
+/// Whether a restart would help
+#[utoipa::path(get, path = "/livez", operation_id = "get_livez", tag = "status", responses(
+    (status = 200, description = "Alive", body = Live),
+    (status = 503, description = "A restart is needed", body = Live),
+))]
 pub(super) async fn live(State(door): State<Door>) -> Response {
     answer("alive", vec![engine(door.shared.handle.condition())])
 }
 
-/// `GET /readyz`
+/// Whether new jobs are taken
+#[utoipa::path(get, path = "/readyz", operation_id = "get_readyz", tag = "status",
+    params(("verbose" = Option<String>, Query, description = "Taken for the habit's sake: every check is always shown")),
+    responses(
+        (status = 200, description = "Ready", body = Ready),
+        (status = 503, description = "Not ready, with the checks that say why", body = Ready),
+    ))]
 pub(super) async fn ready(State(door): State<Door>) -> Response {
     let condition = door.shared.handle.condition();
     let subscription = door.shared.subscription.get();
@@ -91,13 +104,42 @@ fn disk(Room { free, level }: Room) -> Check {
     }
 }
 
+/// One look at one thing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Check)]
+pub(super) struct Shown {
+    ok: bool,
+    /// Whether the answer depends on it.
+    required: bool,
+    /// What is wrong.
+    reason: Option<String>,
+}
+
+/// Whether a restart would help.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Live {
+    alive: bool,
+    checks: BTreeMap<String, Shown>,
+}
+
+/// Whether new jobs are taken.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Ready {
+    ready: bool,
+    checks: BTreeMap<String, Shown>,
+}
+
 fn answer(what: &str, checks: Vec<Check>) -> Response {
     let good = checks.iter().all(|check| check.trouble.is_none() || !check.required);
-    let shown: serde_json::Map<String, Value> = checks
+    let shown: BTreeMap<&str, Shown> = checks
         .into_iter()
         .map(|check| {
-            let body = json!({ "ok": check.trouble.is_none(), "required": check.required, "reason": check.trouble });
-            (check.name.to_owned(), body)
+            let shown = Shown {
+                ok: check.trouble.is_none(),
+                required: check.required,
+                reason: check.trouble,
+            };
+            (check.name, shown)
         })
         .collect();
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

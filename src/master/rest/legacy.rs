@@ -1,15 +1,15 @@
 //! `/submit` and `/query` as FedVision 0.1 has them; the content type of a request is not asked for.
 
 use super::Door;
+use super::intake::{self, NotTaken, Wish};
 use super::python_value::{Json, Text};
 use super::refusal::{Refused, plain, reply};
 use super::request_body::{Fields, fields};
+use super::server::Peer;
+use super::v1::submit::provenance;
 use crate::engine::{Condition, Refusal};
-use crate::machine::ids::TypeName;
+use crate::machine::master::Rejection;
 use crate::machine::master::records::JobState;
-use crate::machine::master::spec::{Provenance, Spec};
-use crate::machine::master::{Command, Rejection, Reply};
-use crate::store::Error as StoreError;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -26,6 +26,12 @@ pub(super) async fn submit(State(door): State<Door>, request: Request) -> Respon
 }
 
 async fn accept(door: &Door, request: Request) -> Result<String, Refused> {
+    let mut provenance = provenance(request.headers(), request.extensions().get::<Peer>());
+    if let Some(key) = request.headers().get("idempotency-key") {
+        let key = key.to_str().ok().filter(|key| intake::is_key(key));
+        let key = key.ok_or_else(|| Refused::bad("idempotency-key: must be 1 to 255 visible characters of ASCII"))?;
+        provenance.key = Some(intake::key_hash(key));
+    }
     let mut fields = fields(request, door.limits.body).await?;
     let job_type = job_type(&mut fields)?;
     let config = fields.take("job_config").ok_or_else(|| Refused::bad("job_config: is required"))?;
@@ -35,44 +41,31 @@ async fn accept(door: &Door, request: Request) -> Result<String, Refused> {
         Some(Json::Text(Text::Good(text))) => Some(text),
         Some(_) => return Err(Refused::bad("algorithm_config: must be a string, the text of the file")),
     };
-    let plan = door
-        .shared
-        .registry
-        .plan(&job_type, &config, algorithm_config.as_deref())
-        .map_err(Refused::bad)?;
-    let job_type = TypeName::parse(job_type).map_err(|error| Refused::bad(format!("job_{error}")))?;
-    let disk = |error: anyhow::Error| {
-        let no_room = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_full);
-        let why = format!("the job cannot be stored: {error:#}");
-        if no_room { Refused::full(why) } else { Refused::unavailable(why) }
-    };
-    let (config, config_pin) = door.shared.keep(config.to_string().into_bytes()).await.map_err(disk)?;
-    let (algorithm_config, pin) = match algorithm_config {
-        None => (None, None),
-        Some(text) => {
-            let (content, pin) = door.shared.keep(text.into_bytes()).await.map_err(disk)?;
-            (Some(content), pin)
+    match intake::take(door, Wish::plain(job_type, config, algorithm_config), provenance).await {
+        Ok(taken) => Ok(taken.job.to_string()),
+        Err(no) => Err(not_taken(door, no)),
+    }
+}
+
+fn not_taken(door: &Door, no: NotTaken) -> Refused {
+    match no {
+        NotTaken::BadJob(bad) => Refused::bad(bad),
+        NotTaken::BadId(error) => Refused::bad(format!("job_{error}")),
+        NotTaken::Disk(error) => {
+            let why = format!("the job cannot be stored: {error:#}");
+            if intake::no_room(&error) {
+                Refused::full(why)
+            } else {
+                Refused::unavailable(why)
+            }
         }
-    };
-    let command = Command::Submit {
-        spec: Spec::plain(job_type, config, algorithm_config, plan),
-        provenance: Provenance::unknown(),
-        fingerprint: [0; 32],
-    };
-    let pins = config_pin.into_iter().chain(pin).collect();
-    match door.shared.handle.send_pinned(command, pins).await {
-        Ok(Reply::Accepted(id)) => {
-            tracing::info!(job = %id, "accepted");
-            Ok(id.as_str().to_owned())
+        NotTaken::Refused(Refusal::Rejected(why @ Rejection::Full)) => Refused::unavailable(why),
+        NotTaken::Refused(Refusal::Rejected(why)) => Refused::bad(why),
+        NotTaken::Refused(refusal @ Refusal::DiskFull) => Refused::full(refusal),
+        NotTaken::Refused(refusal @ Refusal::Unknown) if door.shared.handle.condition() == Condition::ReadOnly => {
+            Refused::full(format!("the disk is full: {refusal}"))
         }
-        Ok(other) => Err(Refused::unavailable(format!("unexpected {other:?}"))),
-        Err(Refusal::Rejected(why @ Rejection::Full)) => Err(Refused::unavailable(why)),
-        Err(Refusal::Rejected(why)) => Err(Refused::bad(why)),
-        Err(refusal @ Refusal::DiskFull) => Err(Refused::full(refusal)),
-        Err(refusal @ Refusal::Unknown) if door.shared.handle.condition() == Condition::ReadOnly => {
-            Err(Refused::full(format!("the disk is full: {refusal}")))
-        }
-        Err(refusal @ (Refusal::Unknown | Refusal::Stopped)) => Err(Refused::unavailable(refusal)),
+        NotTaken::Refused(refusal @ (Refusal::Unknown | Refusal::Stopped)) => Refused::unavailable(refusal),
     }
 }
 
@@ -104,7 +97,7 @@ async fn status(door: &Door, request: Request) -> Result<Response, Refused> {
         Some(id) => id,
     };
     let job = match &id {
-        Json::Text(Text::Good(id)) => door.job(id).await.map_err(|error| Refused::unavailable(error.0))?,
+        Json::Text(Text::Good(id)) => door.job(id).await.map_err(|error| Refused::unavailable(error.why))?,
         _ => None,
     };
     let (code, status) = match job {
@@ -115,7 +108,7 @@ async fn status(door: &Door, request: Request) -> Result<Response, Refused> {
 }
 
 /// Any other path.
-pub(super) async fn not_found() -> Response {
+pub(super) fn not_found() -> Response {
     plain(StatusCode::NOT_FOUND, "404: Not Found".to_owned())
 }
 

@@ -5,6 +5,7 @@
 
 mod backup;
 mod health;
+mod intake;
 mod legacy;
 mod observe;
 mod python_reader;
@@ -20,10 +21,12 @@ use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Record};
 use crate::supervisor::Supervisor;
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use server::Limits;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -38,6 +41,9 @@ const READ_MAX: usize = 16 * 1024 * 1024;
 /// For how long.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 
+/// Requests that may wait for a job at once: they cost a connection each, and others must find one.
+const WAITS_MAX: usize = 256;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Door {
@@ -45,6 +51,8 @@ pub struct Door {
     limits: Limits,
     /// One backup at a time.
     backups: Arc<Semaphore>,
+    /// Requests that wait for a job.
+    waits: Arc<Semaphore>,
 }
 
 impl Door {
@@ -55,6 +63,7 @@ impl Door {
             shared,
             limits,
             backups: Arc::new(Semaphore::new(1)),
+            waits: Arc::new(Semaphore::new(WAITS_MAX)),
         }
     }
 
@@ -62,34 +71,53 @@ impl Door {
         let reader = self.shared.handle.reader().clone();
         match Supervisor::blocking(move || reader.get(&key)).await {
             Ok(Ok(record)) => Ok(record),
-            Ok(Err(error)) => Err(Unreadable(error.to_string())),
-            Err(error) => Err(Unreadable(error.to_string())),
+            Ok(Err(error)) => Err(Unreadable::now(error)),
+            Err(error) => Err(Unreadable::now(error)),
         }
     }
 
     async fn job(&self, id: &str) -> Result<Option<Job>, Unreadable> {
         let Ok(id) = JobId::parse(id) else { return Ok(None) };
-        if let Some(Record::Job(job)) = self.read(Key::Job(id)).await? {
-            return Ok(Some(job));
+        match self.surely(Key::Job(id)).await? {
+            Some(Record::Job(job)) => Ok(Some(job)),
+            _ => Ok(None),
+        }
+    }
+
+    /// A record; `None` only when there is none for sure.
+    async fn surely(&self, key: Key) -> Result<Option<Record>, Unreadable> {
+        if let Some(record) = self.read(key).await? {
+            return Ok(Some(record));
         }
         let reader = self.shared.handle.reader().clone();
         // It waits for a commit under way.
         let proof = Supervisor::blocking(move || reader.history()).await;
-        let proof = proof.map_err(|error| Unreadable(error.to_string()))?;
+        let proof = proof.map_err(Unreadable::now)?;
         if !proof.done {
             // It may be there and lost: only the whole proof can tell.
             let why = format!(
-                "no such job was found, but the history is still being checked ({} of {} values); ask again",
+                "it was not found, but the history is still being checked ({} of {} values); ask again",
                 proof.checked, proof.of
             );
-            return Err(Unreadable(why));
+            return Err(Unreadable { why, unproved: true });
         }
         Ok(None)
     }
 }
 
 /// The store cannot be read now.
-struct Unreadable(String);
+struct Unreadable {
+    why: String,
+    /// It can, but what is not found in it may be there all the same.
+    unproved: bool,
+}
+
+impl Unreadable {
+    fn now(why: impl Display) -> Self {
+        let (why, unproved) = (why.to_string(), false);
+        Self { why, unproved }
+    }
+}
 
 /// After how many seconds a request that was refused for now is worth another try; `None` for an answer that stands.
 fn retry_after(status: StatusCode) -> Option<&'static str> {
@@ -102,6 +130,19 @@ fn retry_after(status: StatusCode) -> Option<&'static str> {
     }
 }
 
+/// Any other path.
+async fn not_found(uri: Uri) -> Response {
+    if v1::path::is_below(uri.path()) {
+        return v1::path::not_found(&uri).into_response();
+    }
+    legacy::not_found()
+}
+
+/// The contract of `/api/v1`: OpenAPI 3.1, as JSON text.
+pub fn contract() -> &'static str {
+    v1::openapi::text()
+}
+
 /// Serve until the role stops.
 pub(super) async fn serve(listener: TcpListener, door: Door) {
     let (limits, supervisor) = (door.limits, door.shared.supervisor.clone());
@@ -109,14 +150,12 @@ pub(super) async fn serve(listener: TcpListener, door: Door) {
     let router = Router::new()
         .route("/submit", post(legacy::submit))
         .route("/query", post(legacy::query))
-        .route("/api/v1/jobs/{id}", get(v1::job))
-        .route("/api/v1/status", get(v1::status))
         .route("/metrics", get(observe::metrics))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
-        .route("/api/v1/backup", post(backup::backup))
-        .fallback(legacy::not_found)
         .method_not_allowed_fallback(legacy::not_allowed)
+        .merge(v1::routes())
+        .fallback(not_found)
         .layer(from_fn_with_state(http, observe::measure))
         .with_state(door);
     server::run(listener, router, limits, supervisor).await;

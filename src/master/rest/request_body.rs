@@ -1,6 +1,6 @@
 //! From a request to its JSON: the whole body within its limits, unpacked, in its charset, read as Python reads it.
 //!
-//! Called by `legacy`. The content type is not asked for more than its charset, as in FedVision 0.1, so that curl's own one does.
+//! Called by `legacy`; `v1` uses its limits only. The content type is not asked for more than its charset, as in FedVision 0.1, so that curl's own one does.
 
 use super::python_reader::{Error, read};
 use super::python_value::{Json, Text};
@@ -31,8 +31,10 @@ impl Fields {
 /// There is none.
 pub(super) async fn fields(request: Request, limit: Duration) -> Result<Fields, Refused> {
     let headers = request.headers().clone();
-    let body = match tokio::time::timeout(limit, whole(request)).await {
-        Ok(body) => unpack(&headers, body?)?,
+    let body = match tokio::time::timeout(limit, whole(request, BODY_MAX)).await {
+        Ok(Ok(body)) => unpack(&headers, body)?,
+        Ok(Err(Incomplete::TooLarge(size))) => return Err(Refused::TooLarge(size)),
+        Ok(Err(Incomplete::BrokeOff(why))) => return Err(Refused::bad(format!("the request body broke off: {why}"))),
         Err(_) => {
             let cause = format!("the request body was not there within {limit:?}");
             return Err(Refused::Cause(StatusCode::REQUEST_TIMEOUT, cause));
@@ -46,23 +48,31 @@ pub(super) async fn fields(request: Request, limit: Duration) -> Result<Fields, 
     }
 }
 
-/// The whole body. One that is too large is read on for a while: a client that is still sending when the connection closes would see it break
+/// Why there is no whole body.
+pub(super) enum Incomplete {
+    /// It has so many bytes.
+    TooLarge(u64),
+    /// In words.
+    BrokeOff(String),
+}
+
+/// The whole body, of at most `most` bytes. One that is too large is read on for a while: a client that is still sending when the connection closes would see it break
 /// instead of the answer. One that waits to be asked for its body (`Expect: 100-continue`) is not asked for it.
-async fn whole(request: Request) -> Result<Vec<u8>, Refused> {
+pub(super) async fn whole(request: Request, most: usize) -> Result<Vec<u8>, Incomplete> {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let waits = request.headers().contains_key(header::EXPECT);
     if let Some(length) = announced
-        && (length > READ_MAX as u64 || (waits && length > BODY_MAX as u64))
+        && (length > READ_MAX.max(most) as u64 || (waits && length > most as u64))
     {
-        return Err(Refused::TooLarge(length));
+        return Err(Incomplete::TooLarge(length));
     }
     let mut pieces = request.into_body().into_data_stream();
     let mut body = Vec::new();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| Refused::bad(format!("the request body broke off: {error}")))?;
+        let piece = piece.map_err(|error| Incomplete::BrokeOff(error.to_string()))?;
         let size = body.len() + piece.len();
-        if size > BODY_MAX {
+        if size > most {
             let mut rest = READ_MAX;
             let drain = async {
                 while let Some(Ok(piece)) = pieces.next().await {
@@ -73,7 +83,7 @@ async fn whole(request: Request) -> Result<Vec<u8>, Refused> {
                 }
             };
             let _ = tokio::time::timeout(READ_LIMIT, drain).await;
-            return Err(Refused::TooLarge(announced.unwrap_or(size as u64)));
+            return Err(Incomplete::TooLarge(announced.unwrap_or(size as u64)));
         }
         body.extend_from_slice(&piece);
     }

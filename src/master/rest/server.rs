@@ -5,11 +5,14 @@
 
 use crate::supervisor::Supervisor;
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -27,6 +30,10 @@ const FILES_USUAL: u64 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests that have begun may take once the role stops.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of a request's connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub SocketAddr);
 
 /// What a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +71,9 @@ pub(super) async fn run(listener: TcpListener, router: Router, limits: Limits, s
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 failing = false;
-                let served = connection(stream, router.clone(), limits, supervisor.stopped());
+                let served = connection(stream, Peer(peer), router.clone(), limits, supervisor.stopped());
                 supervisor.finish("rest connection", async move {
                     served.await;
                     drop(place);
@@ -85,12 +92,17 @@ pub(super) async fn run(listener: TcpListener, router: Router, limits: Limits, s
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, limits: Limits, stopped: impl Future<Output = ()>) {
+async fn connection(stream: TcpStream, peer: Peer, router: Router, limits: Limits, stopped: impl Future<Output = ()>) {
     let _ = stream.set_nodelay(true);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head);
     let stream = TokioIo::new(Patient::new(stream, limits.answer));
-    let mut served = pin!(http.serve_connection(stream, TowerToHyperService::new(router)));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
+    let mut served = pin!(http.serve_connection(stream, service));
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = stopped => {
@@ -166,7 +178,6 @@ impl AsyncWrite for Patient {
 mod tests {
     use super::*;
     use axum::routing::get;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;
 
