@@ -342,6 +342,7 @@ mod tests {
             let value = prost::Message::encode_to_vec(&DummyTask {
                 sleep_ms: 600_000,
                 fail: false,
+                ..DummyTask::default()
             });
             let task = Task {
                 job_id: attempt.key.job.to_string(),
