@@ -4,12 +4,15 @@
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
 pub mod index;
+mod leases;
 pub mod logs;
 pub mod rest;
 mod runner;
 mod settings;
 mod submitter;
 mod subscriber;
+mod timers;
+mod turns;
 mod watch;
 
 use crate::config::MasterOptions;
@@ -221,8 +224,9 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
 
     let (effects, queue) = mpsc::unbounded_channel();
     let executors = Executors {
+        timers: timers::Timers::start(shared.handle.clone(), &supervisor),
         runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings),
-        submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone(), &settings.patience),
+        submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone(), &settings),
         subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options), &settings.patience),
     };
     executors.start(queue);
@@ -275,11 +279,17 @@ fn registry(options: &MasterOptions, settings: &Settings) -> anyhow::Result<Regi
     })?)
 }
 
+/// Where a job is compiled.
+fn compile_dir(shared: &Shared, number: u64) -> PathBuf {
+    shared.work_dir.join("compile").join(number.to_string())
+}
+
 /// Those who carry out effects.
 struct Executors {
     runner: runner::Runner,
     submitter: submitter::Submitter,
     subscriber: subscriber::Subscriber,
+    timers: timers::Timers,
 }
 
 impl Executors {
@@ -302,7 +312,17 @@ impl Executors {
                     | Effect::ReleaseLease { .. }
                     | Effect::Submit { .. }
                     | Effect::Watch { .. }
-                    | Effect::Cancel { .. } => self.submitter.take(effect),
+                    | Effect::Cancel { .. }
+                    | Effect::Forget { .. } => self.submitter.take(effect),
+                    Effect::WakeAt { job, step, at } => self.timers.wake(job, step, at),
+                    Effect::DeadlineAt { job, at } => self.timers.deadline(job, at),
+                    Effect::GiveUp { job, ended } => {
+                        self.runner.give_up(&job);
+                        self.submitter.give_up(&job);
+                        if ended {
+                            self.timers.disarm(job);
+                        }
+                    }
                 }
             }
         });

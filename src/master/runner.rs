@@ -1,9 +1,10 @@
 //! Carries a job from its record to a verdict: compiles and packs it, then proposes it.
 
-use super::Shared;
 use super::settings::Settings;
 use super::submitter::pause;
 use super::subscriber::PEER;
+use super::turns::{Order, Turns};
+use super::{Shared, compile_dir};
 use crate::job_types::PrepareInput;
 use crate::machine::ids::{JobId, TaskId, TypeName};
 use crate::machine::master::records::{Failure, Job, JobState};
@@ -19,9 +20,10 @@ use crate::wire::metadata;
 use crate::wire::metered::Channel;
 use bytes::Bytes;
 use prost::Message;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{Instrument, Span, field};
 
@@ -30,7 +32,11 @@ use tracing::{Instrument, Span, field};
 pub(super) struct Runner {
     shared: Shared,
     coordinator: Channel,
-    preparing: Arc<Semaphore>,
+    preparing: Turns,
+    /// Of the jobs that somebody here works for: dropped by the worker, cancelled when the job moves on.
+    working: Arc<Mutex<HashMap<JobId, Weak<CancellationToken>>>>,
+    /// What a point of priority is worth.
+    ageing: Duration,
     /// How much longer than its window a Proposal call may take: the coordinator answers when the window closes.
     proposal_slack: Duration,
 }
@@ -40,7 +46,9 @@ impl Runner {
         Self {
             shared,
             coordinator,
-            preparing: Arc::new(Semaphore::new(settings.preparing.at_once)),
+            preparing: Turns::new(settings.preparing.at_once),
+            working: Arc::default(),
+            ageing: settings.jobs.ageing(),
             proposal_slack: Duration::from_secs(settings.patience.proposal_s),
         }
     }
@@ -49,17 +57,44 @@ impl Runner {
         self.shared.supervisor.clone()
     }
 
+    /// Whoever works for a job gives up: it has moved on.
+    pub(super) fn give_up(&self, job: &JobId) {
+        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = working.remove(job).and_then(|token| token.upgrade()) {
+            token.cancel();
+        }
+    }
+
+    /// Begin to work for a job; the token says when to give up.
+    fn work_for(&self, job: &JobId) -> Arc<CancellationToken> {
+        let token = Arc::new(CancellationToken::new());
+        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        working.insert(job.clone(), Arc::downgrade(&token));
+        if working.len().is_power_of_two() {
+            working.retain(|_, token| token.strong_count() > 0);
+        }
+        token
+    }
+
     /// Compile and pack a job.
     pub(super) fn prepare(&self, id: JobId, step: u32) {
-        let runner = self.clone();
+        let (runner, over) = (self.clone(), self.work_for(&id));
         self.shared.supervisor.spawn("prepare", Policy::Passing, async move {
-            let Ok(_turn) = runner.preparing.clone().acquire_owned().await else {
-                return;
+            let work = async {
+                let order = Order::of(&runner.job(&id, step).await?, runner.ageing);
+                let _turn = runner.preparing.take(order).await;
+                let job = runner.job(&id, step).await?;
+                Some(runner.pack(&job).instrument(span_of("prepare", &job)).await)
             };
-            let Some(job) = runner.job(&id, step).await else { return };
-            let (result, pins) = match runner.pack(&job).instrument(span_of("prepare", &job)).await {
-                Ok((packed, pins)) => (Ok(packed), pins),
-                Err(failure) => (Err(failure), Vec::new()),
+            // Dropped at any moment, it ends the compile step and gives back its turn.
+            let packed = tokio::select! {
+                packed = work => packed,
+                () = over.cancelled() => None,
+            };
+            let (result, pins) = match packed {
+                Some(Ok((packed, pins))) => (Ok(packed), pins),
+                Some(Err(failure)) => (Err(failure), Vec::new()),
+                None => return,
             };
             runner.tell(Command::Prepared { job: id, step, result }, pins).await;
         });
@@ -77,7 +112,7 @@ impl Runner {
             config,
             algorithm_config,
             endpoints: job.lease.as_ref().map(|lease| lease.endpoints()).unwrap_or_default(),
-            work_dir: self.shared.work_dir.join("compile").join(job.number.to_string()),
+            work_dir: compile_dir(&self.shared, job.number),
             attempt: job.step,
         };
         let prepared = self.shared.registry.prepare(job.spec.job_type.as_str(), input).await;
@@ -117,13 +152,13 @@ impl Runner {
 
     /// Propose a job and bring back the verdict.
     pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool, tries: u32) {
-        let runner = self.clone();
+        let (runner, over) = (self.clone(), self.work_for(&id));
         self.shared.supervisor.spawn("propose", Policy::Passing, async move {
             pause(tries).await;
             let verdict = if legacy_call {
                 Some(Verdict::Unknown)
             } else {
-                runner.verdict(&id, step).await
+                runner.verdict(&id, step, &over).await
             };
             if let Some(verdict) = verdict {
                 runner.tell(Command::Verdict { job: id, step, verdict }, Vec::new()).await;
@@ -132,7 +167,8 @@ impl Runner {
     }
 
     /// `None` when the job has moved on meanwhile.
-    async fn verdict(&self, id: &JobId, step: u32) -> Option<Verdict> {
+    /// A call that is out is waited for all the same: given up, it would leave the parties of a FedVision 0.1 coordinator waiting for ever.
+    async fn verdict(&self, id: &JobId, step: u32, over: &CancellationToken) -> Option<Verdict> {
         let job = self.job(id, step).await?;
         let request = match self.stored_request(&job).await {
             Ok(request) => request,
@@ -142,17 +178,20 @@ impl Runner {
         let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + self.proposal_slack;
         let mut backoff = Backoff::new();
         loop {
+            if over.is_cancelled() {
+                return None;
+            }
             let kind = match hello(self.coordinator.clone(), "master").await {
                 Ok(kind) => kind,
                 Err(status) => {
-                    self.note(id, format!("the coordinator cannot be reached: {}", status.message()))
+                    self.note(id, step, format!("the coordinator cannot be reached: {}", status.message()))
                         .await;
                     backoff.wait().await;
                     continue;
                 }
             };
             let legacy = kind == PeerKind::FedVision;
-            if legacy && !self.takes_part(id).await {
+            if legacy && !self.takes_part(id, step).await {
                 continue;
             }
             if legacy {
@@ -169,10 +208,10 @@ impl Runner {
                 }
                 _ if legacy => return Some(Verdict::Unknown),
                 Ok(Err(status)) => {
-                    self.note(id, format!("the coordinator cannot be reached: {}", status.message()))
+                    self.note(id, step, format!("the coordinator cannot be reached: {}", status.message()))
                         .await
                 }
-                Err(_) => self.note(id, "the coordinator does not answer".to_owned()).await,
+                Err(_) => self.note(id, step, "the coordinator does not answer".to_owned()).await,
             }
             self.shared.supervisor.metrics().peers().unanswered(PEER);
             backoff.wait().await;
@@ -181,12 +220,12 @@ impl Runner {
 
     /// At a FedVision 0.1 coordinator this party's own place comes first: an offer to a stream that died with an earlier process of it would burn
     /// its id for ever, and a proposal before the first Subscribe would be rejected. False if that had to be waited for.
-    async fn takes_part(&self, id: &JobId) -> bool {
+    async fn takes_part(&self, id: &JobId, step: u32) -> bool {
         let state = self.shared.subscription.get();
         if state.connected || state.refused {
             return true;
         }
-        self.note(id, "this party does not take part in the federation yet".to_owned())
+        self.note(id, step, "this party does not take part in the federation yet".to_owned())
             .await;
         self.shared.subscription.decided().await;
         false
@@ -227,9 +266,17 @@ impl Runner {
         }
     }
 
-    async fn note(&self, id: &JobId, note: String) {
+    async fn note(&self, id: &JobId, step: u32, note: String) {
         tracing::debug!(job = %id, note, "waiting");
-        self.tell(Command::Note { job: id.clone(), note }, Vec::new()).await;
+        self.tell(
+            Command::Note {
+                job: id.clone(),
+                step,
+                note,
+            },
+            Vec::new(),
+        )
+        .await;
     }
 
     async fn tell(&self, command: Command, pins: Vec<Pinned>) {

@@ -4,6 +4,7 @@ use crate::machine::master::rule::ProposalAcceptRule;
 use anyhow::Context;
 use serde::Deserialize;
 use std::path::Path;
+use std::time::Duration;
 
 /// The whole file, TOML; every key is optional.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,6 +22,29 @@ pub(super) struct Settings {
     pub paddle_fl: PaddleFl,
     /// How long calls to other roles may take.
     pub patience: Patience,
+    /// Who goes first where jobs wait.
+    pub jobs: Jobs,
+}
+
+/// Who goes first where jobs wait.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Jobs {
+    /// Minutes of waiting that are worth one point of priority.
+    pub ageing_minutes: u32,
+}
+
+impl Jobs {
+    /// As a duration.
+    pub(super) fn ageing(&self) -> Duration {
+        Duration::from_secs(u64::from(self.ageing_minutes) * 60)
+    }
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { ageing_minutes: 5 }
+    }
 }
 
 /// Limits on the steps of `paddle_fl`.
@@ -87,6 +111,7 @@ impl Default for Settings {
             preparing: Preparing::default(),
             paddle_fl: PaddleFl::default(),
             patience: Patience::default(),
+            jobs: Jobs::default(),
         }
     }
 }
@@ -99,6 +124,10 @@ impl Settings {
         let settings: Self = toml::from_str(&text).with_context(|| format!("--config: {} is not right", path.display()))?;
         anyhow::ensure!(settings.submit_tries > 0, "--config: submit_tries must be at least 1");
         anyhow::ensure!(settings.preparing.at_once > 0, "--config: preparing.at_once must be at least 1");
+        anyhow::ensure!(
+            (1..=10_080).contains(&settings.jobs.ageing_minutes),
+            "--config: jobs.ageing_minutes must be 1 to 10080"
+        );
         let Patience {
             proposal_s,
             fetch_s,

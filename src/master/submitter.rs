@@ -2,18 +2,20 @@
 //!
 //! A call that fails is made again with backoff until it is answered; no error ends a lane. How tasks end is learnt by [`super::watch`].
 
-use super::Shared;
-use super::settings::Patience;
+use super::leases::Leases;
+use super::settings::Settings;
+use super::turns::Order;
 use super::watch::Watcher;
+use super::{Shared, compile_dir};
 use crate::engine::Refusal;
 use crate::machine::ids::{JobId, TaskKey};
 use crate::machine::master::records::{Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
-use crate::supervisor::Policy;
+use crate::supervisor::{Policy, Supervisor};
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe};
 use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
-use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ReleaseLeaseRequest};
+use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ForgetJobRequest, ReleaseLeaseRequest};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
 use crate::wire::fedvision::framework::cluster::{task_resource_require, task_submit};
@@ -23,7 +25,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tonic::Status;
 use tracing::{Instrument, Span};
 
@@ -39,14 +41,43 @@ pub(super) struct Submitter {
     address: String,
     probe: Probe,
     watcher: Watcher,
-    lanes: Arc<Mutex<HashMap<JobId, VecDeque<Effect>>>>,
+    lanes: Arc<Mutex<HashMap<JobId, Lane>>>,
+    leases: Leases,
+    /// What a point of priority is worth.
+    ageing: Duration,
     in_flight: Arc<Semaphore>,
     /// How long one call may take.
     call_limit: Duration,
 }
 
+/// What is to be done for a job, in order.
+struct Lane {
+    queue: VecDeque<Effect>,
+    /// Rung when there is more to do, or less: who waits looks whether it still has to.
+    moved: Arc<Notify>,
+}
+
+/// For what a call is repeated.
+#[derive(Debug)]
+enum Waits {
+    /// Until it is answered, whatever happens.
+    Anyway,
+    /// As long as the job is at this step.
+    Job(JobId, u32),
+    /// As long as the task waits for this try of its submission.
+    Task(TaskKey, u32),
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    /// The peer will never do this.
+    Refused,
+    /// Nobody waits for it any more.
+    Over,
+}
+
 /// Why a call was not answered.
-enum Failed {
+pub(super) enum Failed {
     /// The call failed; ask again.
     Passing(String),
     /// Not now; ask again.
@@ -66,79 +97,102 @@ impl From<Status> for Failed {
 }
 
 impl Submitter {
-    pub(super) fn new(shared: Shared, channel: Channel, address: String, patience: &Patience) -> Self {
+    pub(super) fn new(shared: Shared, channel: Channel, address: String, settings: &Settings) -> Self {
         let probe = Probe::new(channel.clone(), "master");
         let watcher = Watcher::start(&shared, channel.clone(), probe.clone());
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        Self {
-            shared,
+        let submitter = Self {
             channel,
             address,
             probe,
             watcher,
             lanes: Arc::default(),
-            in_flight,
-            call_limit: Duration::from_secs(patience.cluster_s),
-        }
+            leases: Leases::default(),
+            ageing: settings.jobs.ageing(),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            call_limit: Duration::from_secs(settings.patience.cluster_s),
+            shared,
+        };
+        let leases = submitter.leases.clone().run(submitter.clone());
+        submitter.shared.supervisor.spawn("leases", Policy::Essential, leases);
+        submitter
     }
 
     /// Put an effect into the lane of its job; the lane runs by itself.
     pub(super) fn take(&self, effect: Effect) {
         let job = match &effect {
             Effect::Watch { key } => return self.watcher.watch(key.clone()),
-            Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } => job.clone(),
+            Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } | Effect::Forget { job, .. } => job.clone(),
             Effect::Submit { key, .. } | Effect::Cancel { key, .. } => key.job.clone(),
-            Effect::Prepare { .. } | Effect::Propose { .. } | Effect::Fetch { .. } => return,
+            Effect::Prepare { .. }
+            | Effect::Propose { .. }
+            | Effect::Fetch { .. }
+            | Effect::WakeAt { .. }
+            | Effect::DeadlineAt { .. }
+            | Effect::GiveUp { .. } => return,
         };
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get_mut(&job) {
-            lane.push_back(effect);
+            lane.queue.push_back(effect);
+            lane.moved.notify_one();
             return;
         }
-        lanes.insert(job.clone(), VecDeque::from([effect]));
+        let moved = Arc::new(Notify::new());
+        let lane = Lane {
+            queue: VecDeque::from([effect]),
+            moved: moved.clone(),
+        };
+        lanes.insert(job.clone(), lane);
         drop(lanes);
         let submitter = self.clone();
         self.shared.supervisor.spawn("submitter", Policy::Passing, async move {
             while let Some(effect) = submitter.next(&job) {
                 let span = span_of(&effect);
-                submitter.perform(effect).instrument(span).await;
+                submitter.perform(effect, &moved).instrument(span).await;
             }
         });
     }
 
+    /// Whoever waits in the lane of a job looks whether it still has to.
+    pub(super) fn give_up(&self, job: &JobId) {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get(job) {
+            lane.moved.notify_one();
+        }
+    }
+
     fn next(&self, job: &JobId) -> Option<Effect> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let effect = lanes.get_mut(job).and_then(VecDeque::pop_front);
+        let effect = lanes.get_mut(job).and_then(|lane| lane.queue.pop_front());
         if effect.is_none() {
             lanes.remove(job);
         }
         effect
     }
 
-    async fn perform(&self, effect: Effect) {
+    async fn perform(&self, effect: Effect, moved: &Notify) {
         match effect {
-            Effect::AcquireLease { job, step, endpoints } => {
-                let result = self.until_answered(Some(&job), || self.acquire(&job, endpoints)).await;
-                self.tell(Command::Leased { job, step, result }).await;
-            }
+            Effect::AcquireLease { job, step, endpoints } => self.seek_lease(job, step, endpoints, moved).await,
             Effect::ReleaseLease { job } => {
-                let _ = self.until_answered(None, || self.release(&job)).await;
+                let _ = self.until_answered(&Waits::Anyway, moved, || self.release(&job)).await;
+                self.leases.freed();
                 self.tell(Command::LeaseReleased { job }).await;
             }
             Effect::Submit { key, tries } => {
-                pause(tries).await;
+                let waits = Waits::Task(key.clone(), tries);
+                tokio::select! {
+                    () = pause(tries) => {}
+                    () = self.until_over(&waits, moved) => return,
+                }
                 let Some(task) = self.task(&key).await else { return };
-                let own = Some(&key.job);
-                let answer = self.until_answered(own, || self.submit(task.clone())).await;
-                self.tell(Command::Submitted {
-                    key,
-                    tries,
-                    answer: answer.unwrap_or(SubmitAnswer::Refused),
-                })
-                .await;
+                let answer = match self.until_answered(&waits, moved, || self.submit(task.clone())).await {
+                    Ok(answer) => answer,
+                    Err(Unanswered::Refused) => SubmitAnswer::Refused,
+                    Err(Unanswered::Over) => return,
+                };
+                self.tell(Command::Submitted { key, tries, answer }).await;
             }
             Effect::Cancel { key, reason } => {
-                let answer = self.until_answered(None, || self.cancel(&key, &reason)).await;
+                let answer = self.until_answered(&Waits::Anyway, moved, || self.cancel(&key, &reason)).await;
                 match answer {
                     Ok(true) => self.watcher.watch(key),
                     Ok(false) | Err(_) => {
@@ -151,43 +205,135 @@ impl Submitter {
                     }
                 }
             }
-            Effect::Watch { .. } | Effect::Prepare { .. } | Effect::Propose { .. } | Effect::Fetch { .. } => {}
+            Effect::Forget { job, number } => self.forget(job, number, moved).await,
+            Effect::Watch { .. }
+            | Effect::Prepare { .. }
+            | Effect::Propose { .. }
+            | Effect::Fetch { .. }
+            | Effect::WakeAt { .. }
+            | Effect::DeadlineAt { .. }
+            | Effect::GiveUp { .. } => {}
         }
     }
 
-    /// Make a call until it is answered. `Err` is a refusal that asking again would not change.
-    async fn until_answered<T, F>(&self, job: Option<&JobId>, call: impl Fn() -> F) -> Result<T, String>
+    /// Wait for endpoints in the order of all jobs, until there are some or the job has moved on.
+    async fn seek_lease(&self, job: JobId, step: u32, endpoints: u16, moved: &Notify) {
+        let order = match self.shared.record(Key::Job(job.clone())).await {
+            Some(Record::Job(job)) => Order::of(&job, self.ageing),
+            _ => return,
+        };
+        let waits = Waits::Job(job.clone(), step);
+        let mut answer = self.leases.seek(order, job.clone(), step, endpoints);
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            () = self.until_over(&waits, moved) => {
+                self.leases.withdraw(order);
+                answer.await
+            }
+        };
+        if let Ok(result) = answer {
+            self.tell(Command::Leased { job, step, result }).await;
+        }
+    }
+
+    /// One call for endpoints.
+    pub(super) async fn ask_lease(&self, job: &JobId, endpoints: u16) -> Result<Lease, Failed> {
+        let permit = self.in_flight.acquire().await;
+        let answer = tokio::time::timeout(self.call_limit, self.acquire(job, endpoints)).await;
+        drop(permit);
+        match answer {
+            Ok(Err(Failed::Passing(why))) => Err(Failed::Passing(self.unreachable(&why))),
+            Ok(answer) => answer,
+            Err(_) => Err(Failed::Passing(self.unreachable("no answer in time"))),
+        }
+    }
+
+    /// Remove what a purged job left at the cluster and here.
+    async fn forget(&self, job: JobId, number: Option<u64>, moved: &Notify) {
+        if let Some(number) = number {
+            let dir = compile_dir(&self.shared, number);
+            let removed = Supervisor::blocking(move || match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", dir.display())),
+                _ => Ok(()),
+            });
+            if let Ok(Err(error)) = removed.await {
+                tracing::warn!(%job, error, "the compile directory of a purged job stays");
+            }
+        }
+        if let Err(Unanswered::Refused) = self.until_answered(&Waits::Anyway, moved, || self.forget_job(&job)).await {
+            tracing::warn!(%job, "the cluster manager keeps what a purged job left there");
+        }
+        self.tell(Command::Forgotten { job }).await;
+    }
+
+    /// Resolves once nobody waits for this any more.
+    async fn until_over(&self, waits: &Waits, moved: &Notify) {
+        while self.stands(waits).await {
+            moved.notified().await;
+        }
+    }
+
+    /// Whether the durable records still want this.
+    async fn stands(&self, waits: &Waits) -> bool {
+        match waits {
+            Waits::Anyway => true,
+            Waits::Job(id, step) => matches!(
+                self.shared.record(Key::Job(id.clone())).await,
+                Some(Record::Job(job)) if job.step == *step && !job.state.is_final()
+            ),
+            Waits::Task(key, tries) => matches!(
+                self.shared.record(Key::Task(key.clone())).await,
+                Some(Record::Task(task)) if task.state == TaskState::Queued && task.tries == *tries
+            ),
+        }
+    }
+
+    /// Make a call until it is answered, or nobody waits for it any more.
+    async fn until_answered<T, F>(&self, waits: &Waits, moved: &Notify, call: impl Fn() -> F) -> Result<T, Unanswered>
     where
         F: Future<Output = Result<T, Failed>>,
     {
         let mut backoff = Backoff::new();
-        let metrics = self.shared.supervisor.metrics().peers();
         loop {
             let permit = self.in_flight.acquire().await;
             let answer = tokio::time::timeout(self.call_limit, call()).await;
             drop(permit);
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(Failed::Refused(why))) => return Err(why),
-                Ok(Err(Failed::Waiting(why))) => {
-                    metrics.not_now(PEER);
-                    why
+                Ok(Err(Failed::Refused(why))) => {
+                    tracing::debug!(?waits, why, "refused");
+                    return Err(Unanswered::Refused);
                 }
+                Ok(Err(Failed::Waiting(why))) => why,
                 Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
                 Err(_) => self.unreachable("no answer in time"),
             };
-            tracing::debug!(?job, why, "trying again");
-            if let Some(job) = job {
-                let _ = self
-                    .shared
-                    .handle
-                    .send(Command::Note {
-                        job: job.clone(),
-                        note: why,
-                    })
-                    .await;
+            tracing::debug!(?waits, why, "trying again");
+            if let Waits::Task(key, _) = waits {
+                self.note_running(&key.job, why).await;
             }
-            backoff.wait().await;
+            let pause = backoff.delay();
+            if let Waits::Anyway = waits {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.until_over(waits, moved) => return Err(Unanswered::Over),
+            }
+        }
+    }
+
+    /// Say why a job waits.
+    pub(super) async fn note(&self, job: &JobId, step: u32, note: String) {
+        let job = job.clone();
+        let _ = self.shared.handle.send(Command::Note { job, step, note }).await;
+    }
+
+    /// Say why a running job's task is not with the cluster yet.
+    async fn note_running(&self, job: &JobId, note: String) {
+        if let Some(Record::Job(record)) = self.shared.record(Key::Job(job.clone())).await {
+            self.note(job, record.step, note).await;
         }
     }
 
@@ -273,6 +419,17 @@ impl Submitter {
             .await?
             .into_inner()
             .known)
+    }
+
+    /// A FedVision 0.1 manager keeps nothing that could be asked for.
+    async fn forget_job(&self, job: &JobId) -> Result<(), Failed> {
+        if let PeerKind::Fedbroker { .. } = self.probe.kind().await? {
+            let request = ForgetJobRequest {
+                job_id: job.as_str().to_owned(),
+            };
+            ClusterClient::new(self.channel.clone()).forget_job(request).await?;
+        }
+        Ok(())
     }
 
     fn fedvision(&self) -> ClusterManagerClient<Channel> {

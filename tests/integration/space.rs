@@ -64,7 +64,7 @@ fn submit() -> Command {
 
 fn note(job: &JobId) -> Command {
     let (job, note) = (job.clone(), "waiting".to_owned());
-    Command::Note { job, note }
+    Command::Note { job, step: 0, note }
 }
 
 fn offer() -> Command {

@@ -100,6 +100,10 @@ impl World for MasterWorld {
 
     fn outcomes(effect: &Effect, how: u8, contents: &mut Contents) -> Vec<Command> {
         let command = match effect.clone() {
+            Effect::WakeAt { job, step, .. } => Command::Wake { job, step },
+            Effect::DeadlineAt { job, .. } => Command::DeadlinePassed { job },
+            Effect::Forget { job, .. } => Command::Forgotten { job },
+            Effect::GiveUp { .. } => return Vec::new(),
             Effect::AcquireLease { job, step, .. } => {
                 let lease = Lease::parse("w1", &["127.0.0.1:12000".to_owned()]);
                 let result = if how % 3 == 1 { Err("no slot".to_owned()) } else { lease };
@@ -166,9 +170,21 @@ impl World for MasterWorld {
                 matches!(job.state, JobState::Proposing { .. })
             }),
             Effect::ReleaseLease { job } => match read(&Key::Job(job.clone())) {
-                Some(Record::Job(job)) if job.state.is_final() && job.lease.is_some() => Standing::Now,
-                Some(Record::Job(job)) if job.state.is_final() => Standing::Earlier,
-                _ => Standing::Never,
+                Some(Record::Job(job)) if job.returning => Standing::Now,
+                // Held and let go again, or purged.
+                _ => Standing::Earlier,
+            },
+            Effect::WakeAt { job, step, .. } => at_step(read(&Key::Job(job.clone())), *step, |job| {
+                matches!(job.state, JobState::Waiting { .. })
+            }),
+            Effect::DeadlineAt { job, .. } => match read(&Key::Job(job.clone())) {
+                Some(Record::Job(job)) if !job.state.is_final() => Standing::Now,
+                _ => Standing::Earlier,
+            },
+            Effect::GiveUp { .. } => Standing::Earlier,
+            Effect::Forget { job, .. } => match read(&Key::Purge(job.clone())) {
+                Some(_) => Standing::Now,
+                None => Standing::Earlier,
             },
             Effect::Submit { key, tries } => match read(&Key::Task(key.clone())) {
                 Some(Record::Task(task)) if task.state == TaskState::Queued && task.tries == *tries => Standing::Now,

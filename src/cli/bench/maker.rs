@@ -171,7 +171,13 @@ fn answer(effect: master::Effect, fails: bool) -> anyhow::Result<Option<master::
             Some(C::TaskEnded { key, outcome })
         }
         E::ReleaseLease { job } => Some(C::LeaseReleased { job }),
-        E::Cancel { .. } | E::Propose { .. } | E::Fetch { .. } => None,
+        E::Cancel { .. }
+        | E::Propose { .. }
+        | E::Fetch { .. }
+        | E::WakeAt { .. }
+        | E::DeadlineAt { .. }
+        | E::GiveUp { .. }
+        | E::Forget { .. } => None,
     })
 }
 

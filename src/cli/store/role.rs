@@ -59,6 +59,7 @@ impl Role for Master {
             master::Key::Job(job) => Some(job.clone()),
             master::Key::Task(key) => Some(key.job.clone()),
             master::Key::Participation(proposal) => job_of(proposal),
+            master::Key::Purge(job) => Some(job.clone()),
         }
     }
 
@@ -74,7 +75,18 @@ impl Role for Master {
             | E::JobNoted { job, .. }
             | E::JobSucceeded { job, .. }
             | E::JobFailed { job, .. }
+            | E::JobCancelled { job, .. }
+            | E::JobHeld { job, .. }
+            | E::JobReleased { job, .. }
+            | E::JobWoken { job, .. }
+            | E::JobRepeated { job, .. }
+            | E::KeyTaken { job, .. }
+            | E::JobPurged { job, .. }
+            | E::ForgetBegun { job, .. }
+            | E::JobForgotten { job }
             | E::LeaseReleased { job } => Some(job.clone()),
+            E::KeyDropped { .. } => None,
+            E::TaskPurged { key } => Some(key.job.clone()),
             E::TaskHeld { key, .. }
             | E::TaskReleased { key, .. }
             | E::TaskRefused { key }
@@ -82,9 +94,10 @@ impl Role for Master {
             | E::TaskCancelling { key, .. }
             | E::TaskEnded { key, .. }
             | E::ProposalWon { key, .. } => Some(key.job.clone()),
-            E::ProposalOffered { proposal, .. } | E::ProposalDeclined { proposal, .. } | E::ProposalMissed { proposal, .. } => {
-                job_of(proposal)
-            }
+            E::ProposalOffered { proposal, .. }
+            | E::ProposalDeclined { proposal, .. }
+            | E::ProposalMissed { proposal, .. }
+            | E::ProposalPurged { proposal } => job_of(proposal),
         }
     }
 

@@ -1,6 +1,9 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
-use super::records::{Failure, Job, JobState, Origin, Participation, ParticipationState, STEPS_MAX, Step, Task, TaskState};
+use super::control::first_state;
+use super::records::{
+    Job, JobState, KeyHash, Origin, Participation, ParticipationState, Purge, STEPS_MAX, Step, Submission, Task, TaskState,
+};
 use super::{Event, Key, Master, Record};
 use crate::machine::Changes;
 use crate::machine::content::Content;
@@ -50,6 +53,7 @@ pub(super) fn ending(record: &Record) -> &'static str {
             | JobState::Running => "job live",
         },
         Record::Submission(_) => "submission ended",
+        Record::Purge(_) => "purge live",
         Record::Task(task) => match &task.state {
             TaskState::Ended(outcome) => outcome.end.of_task(),
             TaskState::Held | TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. } => "task live",
@@ -98,9 +102,30 @@ impl Master {
                 release(job.proposal.take(), changes);
             }),
             Event::JobNoted { job, note } => self.with_job(job, changes, |job, _| job.note.clone_from(note)),
-            Event::JobSucceeded { job, at } => self.step(job, JobState::Succeeded, Some(*at), changes, |_, _| {}),
-            Event::JobFailed { job, failure, at } => self.apply_failed(job, failure, *at, changes),
-            Event::LeaseReleased { job } => self.with_job(job, changes, |job, _| job.lease = None),
+            Event::JobSucceeded { job, at } => self.apply_end(job, JobState::Succeeded, *at, changes),
+            Event::JobFailed { job, failure, at } => self.apply_end(job, JobState::Failed(failure.clone()), *at, changes),
+            Event::JobCancelled { job, reason, at } => {
+                let reason = reason.clone();
+                self.apply_end(job, JobState::Cancelled { reason }, *at, changes);
+            }
+            Event::JobHeld { job, at } => self.leave(job, JobState::Held, *at, changes),
+            Event::JobReleased { job, at } | Event::JobWoken { job, at } => {
+                if let Some(next) = self.jobs.get(job).map(|job| first_state(&job.spec, *at)) {
+                    self.step(job, next, Some(*at), changes, |_, _| {});
+                }
+            }
+            Event::JobRepeated { job, successor } => self.with_job(job, changes, |job, _| job.successor = Some(successor.clone())),
+            Event::LeaseReleased { job } => self.with_job(job, changes, |job, _| {
+                job.lease = None;
+                job.returning = false;
+            }),
+            Event::KeyTaken { .. }
+            | Event::JobPurged { .. }
+            | Event::ForgetBegun { .. }
+            | Event::JobForgotten { .. }
+            | Event::TaskPurged { .. }
+            | Event::ProposalPurged { .. }
+            | Event::KeyDropped { .. } => self.apply_purge(event, changes),
             _ => self.apply_task_event(event, changes),
         }
     }
@@ -179,11 +204,7 @@ impl Master {
         hold(Some(&spec.config), changes);
         hold(spec.algorithm_config.as_ref(), changes);
         self.last_number = *number;
-        let state = if spec.plan.endpoints > 0 {
-            JobState::Leasing
-        } else {
-            JobState::Preparing
-        };
+        let state = first_state(spec, *at);
         let first = Step {
             state: state.step_name(),
             at: *at,
@@ -211,10 +232,91 @@ impl Master {
         changes.keys.insert(Key::Job(id.clone()));
     }
 
-    fn apply_failed(&mut self, job: &JobId, failure: &Failure, at: Timestamp, changes: &mut Changes<Key>) {
-        self.step(job, JobState::Failed(failure.clone()), Some(at), changes, |job, changes| {
-            release(job.proposal.take(), changes)
+    /// Into a final state: what was packed goes, and of the lease only the name of the worker is kept until it is back.
+    fn apply_end(&mut self, job: &JobId, state: JobState, at: Timestamp, changes: &mut Changes<Key>) {
+        self.leave(job, state, at, changes);
+        self.with_job(job, changes, |job, changes| {
+            release(job.proposal.take(), changes);
+            if let Some(lease) = &mut job.lease {
+                lease.host.clear();
+                lease.ports.clear();
+            }
         });
+    }
+
+    /// Out of the way of a job by itself: what it has of the cluster manager goes back, also what was granted and not told.
+    fn leave(&mut self, job: &JobId, state: JobState, at: Timestamp, changes: &mut Changes<Key>) {
+        let asked = self
+            .jobs
+            .get(job)
+            .is_some_and(|job| job.state == JobState::Leasing || job.lease.is_some());
+        self.step(job, state, Some(at), changes, |job, _| job.returning |= asked);
+    }
+
+    fn apply_purge(&mut self, event: &Event, changes: &mut Changes<Key>) {
+        match event {
+            Event::KeyTaken { key, job, fingerprint } => self.put_submission(*key, job, *fingerprint, None, changes),
+            Event::JobPurged {
+                job,
+                number,
+                key,
+                payloads,
+                at,
+            } => {
+                self.jobs.remove(job);
+                changes.keys.insert(Key::Job(job.clone()));
+                changes.released.extend(payloads);
+                if let Some(key) = key {
+                    self.put_submission(*key, job, [0; 32], Some(*at), changes);
+                }
+                self.put_purge(job, Some(*number), *at, changes);
+            }
+            Event::ForgetBegun { job, at } => self.put_purge(job, None, *at, changes),
+            Event::JobForgotten { job } => {
+                self.purges.remove(job);
+                changes.keys.insert(Key::Purge(job.clone()));
+            }
+            Event::TaskPurged { key } => {
+                self.tasks.remove(key);
+                changes.keys.insert(Key::Task(key.clone()));
+            }
+            Event::ProposalPurged { proposal } => {
+                self.participations.remove(proposal);
+                changes.keys.insert(Key::Participation(proposal.clone()));
+            }
+            Event::KeyDropped { key } => {
+                self.submissions.remove(key);
+                changes.keys.insert(Key::Submission(*key));
+            }
+            _ => unreachable!("other events are applied by the caller"),
+        }
+    }
+
+    fn put_submission(
+        &mut self,
+        key: KeyHash,
+        job: &JobId,
+        fingerprint: [u8; 32],
+        purged_at: Option<Timestamp>,
+        changes: &mut Changes<Key>,
+    ) {
+        let submission = Submission {
+            job: job.clone(),
+            fingerprint,
+            purged_at,
+        };
+        self.submissions.insert(key, submission);
+        changes.keys.insert(Key::Submission(key));
+    }
+
+    fn put_purge(&mut self, job: &JobId, number: Option<u64>, at: Timestamp, changes: &mut Changes<Key>) {
+        let purge = Purge {
+            job: job.clone(),
+            number,
+            at,
+        };
+        self.purges.insert(job.clone(), purge);
+        changes.keys.insert(Key::Purge(job.clone()));
     }
 
     fn with_job(&mut self, id: &JobId, changes: &mut Changes<Key>, change: impl FnOnce(&mut Job, &mut Changes<Key>)) {

@@ -1,6 +1,6 @@
 //! What must always be true of the master, numbered. Checked by the property tests after every command.
 
-use super::records::{JobState, ParticipationState, TaskState};
+use super::records::{JobState, ParticipationState, STEPS_MAX, TaskState};
 use super::{Effect, Master, apply};
 use crate::machine::Machine;
 use crate::machine::ids::Timestamp;
@@ -28,12 +28,23 @@ fn jobs(master: &Master) -> Result<(), String> {
         let needs_lease = job.spec.plan.endpoints > 0;
         let has_lease = job.lease.is_some();
         let lease_fits = match job.state {
-            JobState::Waiting { .. } => !has_lease,
+            JobState::Leasing if job.returning => needs_lease,
             JobState::Leasing => needs_lease && !has_lease,
-            JobState::Preparing | JobState::Proposing { .. } | JobState::Running => needs_lease == has_lease,
-            JobState::Held | JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => needs_lease || !has_lease,
+            JobState::Preparing | JobState::Proposing { .. } | JobState::Running => needs_lease == has_lease && !job.returning,
+            JobState::Waiting { .. } | JobState::Held => !has_lease || job.returning,
+            JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => needs_lease || !has_lease,
         };
-        ensure(lease_fits, || format!("M2 a job holds endpoints from its lease to its end: {id}"))?;
+        ensure(lease_fits && (needs_lease || !job.returning), || {
+            format!("M2 a job holds endpoints from its lease to its end: {id}")
+        })?;
+        let held_back = master
+            .tasks_of(id)
+            .find(|task| job.state.is_final() && matches!(task.state, TaskState::Held | TaskState::Queued | TaskState::Submitted { .. }));
+        ensure(held_back.is_none(), || {
+            format!("M10 a job that has ended has no task that may start or is left running: {id}")
+        })?;
+        let stepped = job.steps.last().is_some_and(|step| step.state == job.state.step_name()) && job.steps.len() <= STEPS_MAX;
+        ensure(stepped, || format!("M11 the last step of a job is its state: {id}"))?;
         let proposing = matches!(job.state, JobState::Proposing { .. });
         ensure(proposing == job.proposal.is_some(), || {
             format!("M3 packed tasks are kept while they are proposed: {id}")
@@ -78,14 +89,26 @@ fn tasks(master: &Master) -> Result<(), String> {
 fn effects(master: &Master) -> Result<(), String> {
     let resumed = master.resume(Timestamp(0));
     for (id, job) in &master.jobs {
-        let closes = job.state.is_final() && job.lease.is_some() && !master.has_open_task(id);
-        let waits = closes || (!job.state.is_final() && job.state != JobState::Running);
+        let owes = Master::owes(job);
+        let waits = if owes {
+            !master.has_open_task(id)
+        } else {
+            !matches!(job.state, JobState::Held | JobState::Running) && !job.state.is_final()
+        };
         let asked = resumed.iter().any(|effect| match effect {
-            Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } | Effect::Prepare { job, .. } | Effect::Propose { job, .. } => {
-                job == id
-            }
+            Effect::AcquireLease { job, .. }
+            | Effect::ReleaseLease { job }
+            | Effect::Prepare { job, .. }
+            | Effect::Propose { job, .. }
+            | Effect::WakeAt { job, .. } => job == id,
             _ => false,
         });
+        let armed = resumed
+            .iter()
+            .any(|effect| matches!(effect, Effect::DeadlineAt { job, .. } if job == id));
+        ensure(armed == (job.spec.deadline.is_some() && !job.state.is_final()), || {
+            format!("M12 a deadline is watched until the job has ended: {id}")
+        })?;
         ensure(waits == asked, || format!("M9 a job that waits is resumed: {id}"))?;
     }
     let tasks = master

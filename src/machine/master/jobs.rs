@@ -1,35 +1,19 @@
-//! What happens to a job: accepted, leased, prepared, proposed, run, ended.
+//! The way of a job by itself: leased, prepared, proposed, run, ended. What users and time do to it is in `control`.
 
 use super::records::{Failure, Job, JobState, Lease, TaskState};
-use super::spec::{Provenance, Spec};
-use super::{Command, Ctx, Effect, Event, JOBS_MAX, Master, Packed, Rejection, Reply, Verdict};
+use super::{Command, Ctx, Effect, Event, Master, Packed, Rejection, Reply, Verdict};
 use crate::machine::Out;
 use crate::machine::ids::{JobId, TaskKey};
-use crate::machine::outcome::{End, Outcome, REASON_MAX, clip, one_line};
+use crate::machine::outcome::{REASON_MAX, clip, clip_front, one_line};
 
 /// Tasks for the initiator's own cluster that one job may have; a job's end touches them all in one commit.
 pub const LOCAL_TASKS_MAX: usize = 16;
 
-impl Master {
-    pub(super) fn submit(&mut self, spec: Spec, provenance: Provenance, (input, out): Ctx<'_>) -> Result<Reply, Rejection> {
-        if self.jobs.len() >= JOBS_MAX {
-            return Err(Rejection::Full);
-        }
-        let number = self.last_number + 1;
-        let id = JobId::parse(format!("{}-{}-{number}", self.rules.party, input.stamp))
-            .expect("a party id is checked to leave room for the rest");
-        let event = Event::JobAccepted {
-            id: id.clone(),
-            number,
-            spec,
-            provenance,
-            at: input.now,
-        };
-        out.emit(self, event);
-        out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
-        Ok(Reply::Accepted(id))
-    }
+/// The longest piece of stderr kept with a job, bytes: with all else a job may carry, its record stays below the store's value limit. The task
+/// that failed keeps more.
+pub const JOB_TAIL_MAX: usize = 768;
 
+impl Master {
     pub(super) fn leased(
         &mut self,
         id: JobId,
@@ -56,13 +40,18 @@ impl Master {
     }
 
     pub(super) fn lease_released(&mut self, id: JobId, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
-        match self.jobs.get(&id) {
-            Some(job) if job.state.is_final() && job.lease.is_some() => {
-                out.emit(self, Event::LeaseReleased { job: id });
-                Ok(Reply::Done)
-            }
-            _ => Err(Rejection::Late(format!("the lease of job {id}"))),
+        if !self.jobs.get(&id).is_some_and(Master::owes) {
+            return Err(Rejection::Late(format!("the lease of job {id}")));
         }
+        out.emit(self, Event::LeaseReleased { job: id.clone() });
+        // A job that was released meanwhile goes on from here.
+        out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
+        Ok(Reply::Done)
+    }
+
+    /// True while something is to go back to the cluster manager before anything else is asked for.
+    pub(super) fn owes(job: &Job) -> bool {
+        job.returning || (job.state.is_final() && job.lease.is_some())
     }
 
     pub(super) fn prepared(
@@ -154,10 +143,10 @@ impl Master {
         Ok(Reply::Done)
     }
 
-    pub(super) fn note(&mut self, id: JobId, note: String, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
+    pub(super) fn note(&mut self, id: JobId, step: u32, note: String, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
         let note = clip(one_line(&note), REASON_MAX);
         match self.jobs.get(&id) {
-            Some(job) if job.state.is_final() => Err(Rejection::Late(format!("job {id}"))),
+            Some(job) if job.state.is_final() || job.step != step => Err(Rejection::Late(format!("job {id}"))),
             Some(job) if job.note == note => Ok(Reply::Known),
             Some(_) => {
                 out.emit(self, Event::JobNoted { job: id, note });
@@ -205,15 +194,23 @@ impl Master {
                     at: input.now,
                 },
             );
+            self.give_up_late(id, out);
             self.close(id, out);
         }
     }
 
-    /// The job failed: its own tasks are stopped, its endpoints given back.
+    /// The job failed, and is tried again if it may be.
     pub(super) fn fail(&mut self, id: &JobId, failure: Failure, (input, out): Ctx<'_>) {
+        self.fail_for_good(id, failure, (input, out));
+        self.succeed(id, (input, out));
+    }
+
+    /// The job failed: its own tasks are stopped, its endpoints given back.
+    pub(super) fn fail_for_good(&mut self, id: &JobId, failure: Failure, (input, out): Ctx<'_>) {
         let failure = Failure {
             reason: clip(one_line(&failure.reason), REASON_MAX),
-            ..failure
+            exit_code: failure.exit_code,
+            stderr_tail: clip_front(failure.stderr_tail, JOB_TAIL_MAX),
         };
         out.emit(
             self,
@@ -223,39 +220,16 @@ impl Master {
                 at: input.now,
             },
         );
-        let open: Vec<(TaskKey, bool)> = self
-            .tasks_of(id)
-            .filter(|task| matches!(task.state, TaskState::Held | TaskState::Queued | TaskState::Submitted { .. }))
-            .map(|task| (task.key.clone(), task.state == TaskState::Held))
-            .collect();
-        let reason = "the job failed".to_owned();
-        for (key, held) in open {
-            if held {
-                let outcome = Outcome::without_process(End::Cancelled, reason.clone());
-                out.emit(
-                    self,
-                    Event::TaskEnded {
-                        key,
-                        outcome,
-                        at: input.now,
-                    },
-                );
-            } else {
-                out.emit(
-                    self,
-                    Event::TaskCancelling {
-                        key: key.clone(),
-                        reason: reason.clone(),
-                        at: input.now,
-                    },
-                );
-                out.effect(Effect::Cancel {
-                    key,
-                    reason: reason.clone(),
-                });
-            }
-        }
+        self.give_up_late(id, out);
+        self.stop_tasks(id, "the job failed", (input, out));
         self.close(id, out);
+    }
+
+    /// A job that ended by itself has nobody at work but a clock, if it has one.
+    fn give_up_late(&self, id: &JobId, out: &mut Out<Master>) {
+        if self.jobs.get(id).is_some_and(|job| job.spec.deadline.is_some()) {
+            self.give_up(id, out);
+        }
     }
 
     /// Endpoints go back once nothing of the job can use them any more.
@@ -268,9 +242,9 @@ impl Master {
         self.tasks_of(id).any(|task| !matches!(task.state, TaskState::Ended(_)))
     }
 
-    fn expect(&self, id: &JobId, step: u32, fits: impl FnOnce(&JobState) -> bool) -> Result<(), Rejection> {
+    pub(super) fn expect(&self, id: &JobId, step: u32, fits: impl FnOnce(&JobState) -> bool) -> Result<&Job, Rejection> {
         match self.jobs.get(id) {
-            Some(job) if job.step == step && fits(&job.state) => Ok(()),
+            Some(job) if job.step == step && fits(&job.state) && !job.returning => Ok(job),
             _ => Err(Rejection::Late(format!("job {id}"))),
         }
     }
@@ -278,7 +252,11 @@ impl Master {
     /// What a job's record justifies doing now: asked when it enters the state, and again after every restart.
     pub(super) fn effect_of_job(&self, job: &Job) -> Option<Effect> {
         let (id, step) = (job.id.clone(), job.step);
+        if Master::owes(job) {
+            return (!self.has_open_task(&job.id)).then_some(Effect::ReleaseLease { job: id });
+        }
         match &job.state {
+            JobState::Waiting { until } => Some(Effect::WakeAt { job: id, step, at: *until }),
             JobState::Leasing => Some(Effect::AcquireLease {
                 job: id,
                 step,
@@ -291,13 +269,7 @@ impl Master {
                 legacy_call: *legacy_call,
                 tries: job.tries,
             }),
-            JobState::Waiting { .. } | JobState::Held | JobState::Running => None,
-            JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. }
-                if job.lease.is_none() || self.has_open_task(&job.id) =>
-            {
-                None
-            }
-            JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => Some(Effect::ReleaseLease { job: id }),
+            JobState::Held | JobState::Running | JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => None,
         }
     }
 }
@@ -311,9 +283,21 @@ impl Command {
             | Command::Prepared { job, .. }
             | Command::LegacyProposal { job, .. }
             | Command::Verdict { job, .. }
-            | Command::Note { job, .. } => Some(job),
+            | Command::Note { job, .. }
+            | Command::Rerun { job, .. }
+            | Command::Cancel { job, .. }
+            | Command::Hold { job }
+            | Command::Release { job }
+            | Command::Wake { job, .. }
+            | Command::DeadlinePassed { job }
+            | Command::Purge { job, .. }
+            | Command::Forgotten { job } => Some(job),
             Command::Submitted { key, .. } | Command::TaskEnded { key, .. } => Some(&key.job),
-            Command::Submit { .. } | Command::Offered { .. } | Command::Fetched { .. } => None,
+            Command::Submit { .. }
+            | Command::Offered { .. }
+            | Command::Fetched { .. }
+            | Command::PurgeProposals { .. }
+            | Command::SweepTombstones { .. } => None,
         }
     }
 }

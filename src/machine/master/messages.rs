@@ -3,19 +3,15 @@
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
 use super::records::{Failure, Lease};
-use super::spec::{Provenance, Spec};
+use super::spec::{KeyHash, Provenance, Spec};
 use super::{JOBS_MAX, Key};
-use crate::machine::content::Content;
+use crate::machine::content::{Content, PayloadRef};
 use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
 use serde::{Deserialize, Serialize};
 
 /// Requests and outcomes.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a submission is what most commands begin with; they are moved a few times and never kept"
-)]
 pub enum Command {
     /// Accept a job. Its config is checked already, its plan made; config and algorithm config have at most
     /// [`crate::machine::content::INLINE_MAX`] bytes inline together.
@@ -26,6 +22,68 @@ pub enum Command {
         provenance: Provenance,
         /// SHA-256 of what was submitted, when there is a key.
         fingerprint: [u8; 32],
+    },
+    /// Run an ended job again, as a new one that names it.
+    Rerun {
+        /// Which.
+        job: JobId,
+        /// Where the request comes from; its parent and attempt are filled in.
+        provenance: Provenance,
+        /// SHA-256 of the request, when there is a key.
+        fingerprint: [u8; 32],
+    },
+    /// End a job: nothing of it starts any more, what runs is stopped.
+    Cancel {
+        /// Which.
+        job: JobId,
+        /// One line.
+        reason: String,
+    },
+    /// Hold a job back that has no tasks yet.
+    Hold {
+        /// Which.
+        job: JobId,
+    },
+    /// Let a held job go on.
+    Release {
+        /// Which.
+        job: JobId,
+    },
+    /// The time has come before which a job was not to begin.
+    Wake {
+        /// Whose.
+        job: JobId,
+        /// The step that set the timer.
+        step: u32,
+    },
+    /// A job's deadline has passed.
+    DeadlinePassed {
+        /// Whose.
+        job: JobId,
+    },
+    /// Remove an ended job.
+    Purge {
+        /// Which.
+        job: JobId,
+        /// All its tasks, as the store has them.
+        tasks: Vec<TaskKey>,
+    },
+    /// What a purged job left elsewhere is gone.
+    Forgotten {
+        /// Of which.
+        job: JobId,
+    },
+    /// Remove ended participations.
+    PurgeProposals {
+        /// Each with the task that was won, at most [`super::purge::SWEEP_MAX`].
+        proposals: Vec<(ProposalId, Option<TaskKey>)>,
+    },
+    /// Remove used keys of purged jobs.
+    SweepTombstones {
+        /// Which, at most [`super::purge::SWEEP_MAX`].
+        keys: Vec<KeyHash>,
+        /// Only those whose job was purged before.
+        before: Timestamp,
     },
     /// The cluster manager's answer about endpoints; `Err` is its reason never to grant them.
     Leased {
@@ -66,10 +124,12 @@ pub enum Command {
         /// The verdict.
         verdict: Verdict,
     },
-    /// Say why a job waits.
+    /// Say why a job waits; refused once the step is over, so that who waits gives up.
     Note {
         /// Which.
         job: JobId,
+        /// The step that waits.
+        step: u32,
         /// One line.
         note: String,
     },
@@ -190,6 +250,36 @@ pub enum Event {
     JobSucceeded { job: JobId, at: Timestamp },
     /// It failed.
     JobFailed { job: JobId, failure: Failure, at: Timestamp },
+    /// A user ended it.
+    JobCancelled { job: JobId, reason: String, at: Timestamp },
+    /// A user holds it back.
+    JobHeld { job: JobId, at: Timestamp },
+    /// A user let it go on.
+    JobReleased { job: JobId, at: Timestamp },
+    /// It may begin now.
+    JobWoken { job: JobId, at: Timestamp },
+    /// Another job tries again what it failed to do.
+    JobRepeated { job: JobId, successor: JobId },
+    /// A submission's key is taken by the job it made.
+    KeyTaken { key: KeyHash, job: JobId, fingerprint: [u8; 32] },
+    /// It is removed from history; its key is kept a while.
+    JobPurged {
+        job: JobId,
+        number: u64,
+        key: Option<KeyHash>,
+        payloads: Vec<PayloadRef>,
+        at: Timestamp,
+    },
+    /// What another party's job left at the cluster is to go.
+    ForgetBegun { job: JobId, at: Timestamp },
+    /// What a purged job left elsewhere is gone.
+    JobForgotten { job: JobId },
+    /// A task is removed from history.
+    TaskPurged { key: TaskKey },
+    /// A participation is removed from history.
+    ProposalPurged { proposal: ProposalId },
+    /// The key of a purged job is free again.
+    KeyDropped { key: KeyHash },
     /// Its endpoints are given back.
     LeaseReleased { job: JobId },
     /// A task was packed and waits for the verdict.
@@ -252,7 +342,20 @@ impl Event {
             | Event::JobNoted { job, .. }
             | Event::JobSucceeded { job, .. }
             | Event::JobFailed { job, .. }
+            | Event::JobCancelled { job, .. }
+            | Event::JobHeld { job, .. }
+            | Event::JobReleased { job, .. }
+            | Event::JobWoken { job, .. }
+            | Event::JobRepeated { job, .. }
             | Event::LeaseReleased { job } => Some(Key::Job(job.clone())),
+            // What is purged has no story any more.
+            Event::KeyTaken { .. }
+            | Event::JobPurged { .. }
+            | Event::ForgetBegun { .. }
+            | Event::JobForgotten { .. }
+            | Event::TaskPurged { .. }
+            | Event::ProposalPurged { .. }
+            | Event::KeyDropped { .. } => None,
             Event::TaskReleased { key, .. }
             | Event::TaskRefused { key }
             | Event::TaskSubmitted { key, .. }
@@ -288,6 +391,15 @@ pub enum Effect {
     Cancel { key: TaskKey, reason: String },
     /// Fetch the task of a proposal.
     Fetch { proposal: ProposalId },
+    /// Wake a job at a time.
+    WakeAt { job: JobId, step: u32, at: Timestamp },
+    /// Say when a job's deadline has passed.
+    DeadlineAt { job: JobId, at: Timestamp },
+    /// Whoever works for an earlier step of a job gives up; once it has ended, its timers too. Not asked again after a crash: nobody is left
+    /// who could work for an earlier step.
+    GiveUp { job: JobId, ended: bool },
+    /// Remove what a purged job left elsewhere: logs at the cluster manager, and the compile directory of that number.
+    Forget { job: JobId, number: Option<u64> },
 }
 
 /// The answer to an accepted command.
@@ -312,4 +424,54 @@ pub enum Rejection {
     /// Too much is under way; later it may be taken.
     #[error("{JOBS_MAX} jobs are under way, which is the most; try again later")]
     Full,
+    /// The key was used for another submission.
+    #[error("the idempotency key was used for another submission, which made job {first}; take another key")]
+    KeyConflict {
+        /// The job it made.
+        first: JobId,
+    },
+    /// The key's job is purged.
+    #[error("the idempotency key was used for job {first}, which has been purged; take another key")]
+    KeyPurged {
+        /// The job it made.
+        first: JobId,
+    },
+    /// There is no such job.
+    #[error("this party has no job {0}")]
+    NotFound(JobId),
+    /// The job has ended.
+    #[error("job {job} has ended: {state}")]
+    Ended {
+        /// Which.
+        job: JobId,
+        /// How.
+        state: &'static str,
+    },
+    /// The job has not ended, or its end is not complete.
+    #[error("job {job} is {state}, and something of it is still under way; cancel it or wait")]
+    NotEnded {
+        /// Which.
+        job: JobId,
+        /// Where it stands.
+        state: &'static str,
+    },
+    /// The job is past the states in which it can be held.
+    #[error("job {job} is {state}; only a job that is waiting, leasing or preparing can be held")]
+    NotHoldable {
+        /// Which.
+        job: JobId,
+        /// Where it stands.
+        state: &'static str,
+    },
+    /// The job is not held.
+    #[error("job {job} is {state}, not held")]
+    NotHeld {
+        /// Which.
+        job: JobId,
+        /// Where it stands.
+        state: &'static str,
+    },
+    /// A field breaks its limits.
+    #[error("{0}")]
+    Malformed(String),
 }

@@ -3,11 +3,13 @@
 //! Pure; run by `engine`, fed by `master`. `jobs`, `tasks` and `proposals` decide; `apply` alone changes state.
 
 mod apply;
+mod control;
 pub mod invariant;
 mod jobs;
 mod messages;
 mod names;
 mod proposals;
+pub mod purge;
 pub mod records;
 pub mod rule;
 pub mod spec;
@@ -20,7 +22,7 @@ pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, 
 use super::content::{Content, PayloadRef};
 use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
 use super::{Changes, Input, Machine, Out, Seq, join_key, split_key};
-use records::{Job, Participation, ParticipationState, Submission, Task, TaskState};
+use records::{Job, Participation, ParticipationState, Purge, Submission, Task, TaskState};
 use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
 use spec::KeyHash;
@@ -57,6 +59,8 @@ pub enum Key {
     Participation(ProposalId),
     /// A submission with an `Idempotency-Key`.
     Submission(KeyHash),
+    /// A purged job that has left something elsewhere.
+    Purge(JobId),
 }
 
 /// A stored record.
@@ -76,6 +80,8 @@ pub enum Record {
     Participation(Participation),
     /// A submission.
     Submission(Submission),
+    /// A purge under way.
+    Purge(Purge),
 }
 
 /// The machine's state: everything live, and the counters.
@@ -88,6 +94,7 @@ pub struct Master {
     participations: BTreeMap<ProposalId, Participation>,
     /// Only those of the commit under way: a submission is never live.
     submissions: BTreeMap<KeyHash, Submission>,
+    purges: BTreeMap<JobId, Purge>,
     /// Derived: fetches and won tasks under way.
     under_way: u32,
 }
@@ -104,6 +111,7 @@ impl Master {
             tasks: BTreeMap::new(),
             participations: BTreeMap::new(),
             submissions: BTreeMap::new(),
+            purges: BTreeMap::new(),
             under_way: 0,
         }
     }
@@ -140,14 +148,35 @@ impl Machine for Master {
     fn recall(&self, command: &Command) -> Vec<Key> {
         match command {
             Command::Offered { proposal, .. } => vec![Key::Participation(proposal.clone())],
-            Command::Fetched { result: Ok(won), .. } => vec![Key::Task(won.key.clone())],
+            Command::Fetched { result: Ok(won), .. } => vec![Key::Task(won.key.clone()), Key::Job(won.key.job.clone())],
+            Command::Submit { provenance, .. } => provenance.key.map(Key::Submission).into_iter().collect(),
+            Command::Rerun { job, provenance, .. } => {
+                let submission = provenance.key.map(Key::Submission);
+                [Key::Job(job.clone())].into_iter().chain(submission).collect()
+            }
+            Command::Cancel { job, .. } | Command::Hold { job } | Command::Release { job } => vec![Key::Job(job.clone())],
+            Command::Purge { job, tasks } => {
+                let tasks = tasks.iter().take(purge::PURGE_TASKS_MAX).cloned().map(Key::Task);
+                [Key::Job(job.clone())].into_iter().chain(tasks).collect()
+            }
+            Command::PurgeProposals { proposals } => {
+                let of = |(proposal, task): &(ProposalId, Option<TaskKey>)| {
+                    let task = task.clone().map(Key::Task);
+                    [Key::Participation(proposal.clone())].into_iter().chain(task)
+                };
+                proposals.iter().take(purge::SWEEP_MAX).flat_map(of).collect()
+            }
+            Command::SweepTombstones { keys, .. } => keys.iter().take(purge::SWEEP_MAX).copied().map(Key::Submission).collect(),
             _ => Vec::new(),
         }
     }
 
     fn brings_work(&self, command: &Command, input: &Input<Key, Record>) -> bool {
         match command {
-            Command::Submit { .. } => true,
+            Command::Submit { provenance, .. } | Command::Rerun { provenance, .. } => {
+                let known = |key: KeyHash| self.submissions.contains_key(&key) || input.recalled(&Key::Submission(key)).is_some();
+                !provenance.key.is_some_and(known)
+            }
             Command::Offered { proposal, .. } => input.recalled.is_empty() && !self.participations.contains_key(proposal),
             _ => false,
         }
@@ -156,13 +185,31 @@ impl Machine for Master {
     fn decide(&mut self, command: Command, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         let ctx = (input, out);
         match command {
-            Command::Submit { spec, provenance, .. } => self.submit(spec, provenance, ctx),
+            Command::Submit {
+                spec,
+                provenance,
+                fingerprint,
+            } => self.submit(spec, provenance, fingerprint, ctx),
+            Command::Rerun {
+                job,
+                provenance,
+                fingerprint,
+            } => self.rerun(&job, provenance, fingerprint, ctx),
+            Command::Cancel { job, reason } => self.cancel(&job, &reason, ctx),
+            Command::Hold { job } => self.hold(&job, ctx),
+            Command::Release { job } => self.release(&job, ctx),
+            Command::Wake { job, step } => self.wake(&job, step, ctx),
+            Command::DeadlinePassed { job } => self.deadline_passed(&job, ctx),
+            Command::Purge { job, tasks } => self.purge(&job, tasks, ctx),
+            Command::Forgotten { job } => self.forgotten(&job, ctx),
+            Command::PurgeProposals { proposals } => Ok(self.purge_proposals(proposals, ctx)),
+            Command::SweepTombstones { keys, before } => Ok(self.sweep_tombstones(keys, before, ctx)),
             Command::Leased { job, step, result } => self.leased(job, step, result, ctx),
             Command::LeaseReleased { job } => self.lease_released(job, ctx),
             Command::Prepared { job, step, result } => self.prepared(job, step, result, ctx),
             Command::LegacyProposal { job, step } => self.legacy_proposal(job, step, ctx),
             Command::Verdict { job, step, verdict } => self.verdict(job, step, verdict, ctx),
-            Command::Note { job, note } => self.note(job, note, ctx),
+            Command::Note { job, step, note } => self.note(job, step, note, ctx),
             Command::Offered { proposal, job_type } => Ok(self.offered(proposal, job_type, ctx)),
             Command::Fetched { proposal, result } => self.fetched(proposal, result, ctx),
             Command::Submitted { key, tries, answer } => self.submitted(key, tries, answer, ctx),
@@ -180,7 +227,7 @@ impl Machine for Master {
 
     fn last_event(&self, key: &Key) -> Option<Seq> {
         match key {
-            Key::Counter | Key::Submission(_) => None,
+            Key::Counter | Key::Submission(_) | Key::Purge(_) => None,
             Key::Job(id) => self.jobs.get(id).map(|job| job.last_event),
             Key::Task(key) => self.tasks.get(key).map(|task| task.last_event),
             Key::Participation(id) => self.participations.get(id).map(|participation| participation.last_event),
@@ -194,22 +241,24 @@ impl Machine for Master {
             Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
             Key::Participation(id) => self.participations.get(id).cloned().map(Record::Participation),
             Key::Submission(hash) => self.submissions.get(hash).cloned().map(Record::Submission),
+            Key::Purge(id) => self.purges.get(id).cloned().map(Record::Purge),
         }
     }
 
     fn is_live(record: &Record) -> bool {
         match record {
             Record::Counter(_) => true,
-            Record::Job(job) => !job.state.is_final() || job.lease.is_some(),
+            Record::Job(job) => !job.state.is_final() || Master::owes(job),
             Record::Task(task) => !matches!(task.state, TaskState::Ended(_)),
             Record::Participation(participation) => participation.state == ParticipationState::Offered,
             Record::Submission(_) => false,
+            Record::Purge(_) => true,
         }
     }
 
     fn payloads(record: &Record) -> Vec<PayloadRef> {
         let contents: Vec<&Content> = match record {
-            Record::Counter(_) | Record::Participation(_) | Record::Submission(_) => Vec::new(),
+            Record::Counter(_) | Record::Participation(_) | Record::Submission(_) | Record::Purge(_) => Vec::new(),
             Record::Job(job) => [Some(&job.spec.config), job.spec.algorithm_config.as_ref(), job.proposal.as_ref()]
                 .into_iter()
                 .flatten()
@@ -233,6 +282,9 @@ impl Machine for Master {
                 self.under_way += u32::from(participation.state == ParticipationState::Offered);
                 self.participations.insert(participation.proposal.clone(), participation);
             }
+            Record::Purge(purge) => {
+                self.purges.insert(purge.job.clone(), purge);
+            }
             Record::Submission(submission) => {
                 if let Key::Submission(hash) = key {
                     self.submissions.insert(*hash, submission);
@@ -249,6 +301,7 @@ impl Machine for Master {
             Key::Task(key) => drop(self.tasks.remove(key)),
             Key::Participation(id) => drop(self.participations.remove(id)),
             Key::Submission(hash) => drop(self.submissions.remove(hash)),
+            Key::Purge(id) => drop(self.purges.remove(id)),
         }
     }
 
@@ -259,7 +312,12 @@ impl Machine for Master {
         let fetches = offered.map(|p| Effect::Fetch {
             proposal: p.proposal.clone(),
         });
-        jobs.chain(tasks).chain(fetches).collect()
+        let deadlines = self.jobs.values().filter_map(control::deadline_of);
+        let purges = self.purges.values().map(|purge| Effect::Forget {
+            job: purge.job.clone(),
+            number: purge.number,
+        });
+        jobs.chain(deadlines).chain(tasks).chain(fetches).chain(purges).collect()
     }
 
     fn key_bytes(key: &Key) -> Vec<u8> {
@@ -269,6 +327,7 @@ impl Machine for Master {
             Key::Task(key) => join_key(b't', &[key.job.as_str(), key.task.as_str()]),
             Key::Participation(id) => join_key(b'p', &[id.as_str()]),
             Key::Submission(hash) => join_key(b's', &[&hash.hex()]),
+            Key::Purge(id) => join_key(b'f', &[id.as_str()]),
         }
     }
 
@@ -279,6 +338,7 @@ impl Machine for Master {
             (b'j', [id]) => JobId::parse(*id).ok().map(Key::Job),
             (b't', [job, task]) => TaskKey::parse(*job, *task).ok().map(Key::Task),
             (b'p', [id]) => ProposalId::parse(*id).ok().map(Key::Participation),
+            (b'f', [id]) => JobId::parse(*id).ok().map(Key::Purge),
             (b's', [hash]) => KeyHash::from_hex(hash).map(Key::Submission),
             _ => None,
         }
@@ -294,6 +354,9 @@ impl Machine for Master {
         }
         let offered = self.participations.len() as u64;
         counts.insert("proposal fetching", offered);
+        if !self.purges.is_empty() {
+            counts.insert("purge closing", self.purges.len() as u64);
+        }
         counts.into_iter().collect()
     }
 

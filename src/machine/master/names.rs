@@ -8,6 +8,16 @@ use crate::machine::named;
 named!(
     Command:
     Submit = "submit",
+    Rerun = "rerun",
+    Cancel = "cancel",
+    Hold = "hold",
+    Release = "release",
+    Wake = "wake",
+    DeadlinePassed = "deadline_passed",
+    Purge = "purge",
+    Forgotten = "forgotten",
+    PurgeProposals = "purge_proposals",
+    SweepTombstones = "sweep_tombstones",
     Leased = "leased",
     LeaseReleased = "lease_released",
     Prepared = "prepared",
@@ -30,4 +40,8 @@ named!(
     Watch = "watch",
     Cancel = "cancel",
     Fetch = "fetch",
+    WakeAt = "wake_at",
+    DeadlineAt = "deadline_at",
+    GiveUp = "give_up",
+    Forget = "forget",
 );

@@ -1,7 +1,8 @@
 //! Proposals of the federation, this party's own among them, from the offer to the task or the miss.
 
 use super::records::{JobState, Origin, ParticipationState};
-use super::{Ctx, Effect, Event, Master, Rejection, Reply, UNDER_WAY_MAX, WonTask};
+use super::{Ctx, Effect, Event, Key, Master, Record, Rejection, Reply, UNDER_WAY_MAX, WonTask};
+use crate::machine::Input;
 use crate::machine::ids::{JobId, ProposalId, TypeName};
 use crate::machine::outcome::{REASON_MAX, clip, one_line};
 
@@ -68,7 +69,7 @@ impl Master {
                 },
             );
         }
-        match result.and_then(|won| self.check_won(&proposal, won, !input.recalled.is_empty())) {
+        match result.and_then(|won| self.check_won(&proposal, won, input)) {
             Ok(WonTask { key, task_type, content }) => {
                 out.emit(
                     self,
@@ -111,12 +112,15 @@ impl Master {
     }
 
     /// A task that another party sent must be of the job it was proposed for, and must not take the place of one that is here.
-    fn check_won(&self, proposal: &ProposalId, won: WonTask, has_ended: bool) -> Result<WonTask, String> {
+    fn check_won(&self, proposal: &ProposalId, won: WonTask, input: &Input<Key, Record>) -> Result<WonTask, String> {
         if job_of(proposal).as_ref() != Some(&won.key.job) {
             return Err(format!("the task is of job {}, which is not the one proposed", won.key.job));
         }
-        if self.tasks.contains_key(&won.key) || has_ended {
+        if self.tasks.contains_key(&won.key) || input.recalled(&Key::Task(won.key.clone())).is_some() {
             return Err(format!("a task {} is here already", won.key));
+        }
+        if let Some(ended) = self.ended_own(&won.key.job, input) {
+            return Err(ended);
         }
         let own = self.jobs.contains_key(&won.key.job);
         if own && self.tasks_of(&won.key.job).any(|task| matches!(task.origin, Origin::Won(_))) {
@@ -128,16 +132,46 @@ impl Master {
         Ok(won)
     }
 
+    /// Why no task of this job of this party may start any more, if it has ended: as cancelled, as failed, or long ago.
+    fn ended_own(&self, job: &JobId, input: &Input<Key, Record>) -> Option<String> {
+        let known = self.jobs.get(job).or(match input.recalled(&Key::Job(job.clone())) {
+            Some(Record::Job(job)) => Some(job),
+            _ => None,
+        });
+        match known {
+            Some(known) if known.state.is_final() => Some(format!("job {job} of this party has ended: {}", known.state.name())),
+            Some(_) => None,
+            None if self.own_number(job).is_some_and(|number| number <= self.last_number) => {
+                Some(format!("job {job} of this party has been purged"))
+            }
+            None => None,
+        }
+    }
+
+    /// True for an id that this party gave, or will give.
+    pub(super) fn is_own(&self, job: &JobId) -> bool {
+        self.own_number(job).is_some()
+    }
+
+    /// The `n` of `<this party>-<YYYYmmddHHMMSS>-<n>`; a party whose name begins with this one's is another.
+    fn own_number(&self, job: &JobId) -> Option<u64> {
+        let rest = job.as_str().strip_prefix(self.rules.party.as_str())?.strip_prefix('-')?;
+        let (stamp, number) = rest.split_once('-')?;
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        (stamp.len() == 14 && digits(stamp) && digits(number))
+            .then(|| number.parse().ok())
+            .flatten()
+    }
+
     /// True for a job of this party whose local tasks are still to come, now or under a number not given yet: a task under its name that
     /// ended before would lose its record to one of those.
     fn is_unproposed(&self, job: &JobId) -> bool {
         match self.jobs.get(job) {
-            Some(known) => matches!(known.state, JobState::Leasing | JobState::Preparing),
-            None => {
-                let of_this_party = job.as_str().strip_prefix(self.rules.party.as_str());
-                let number = of_this_party.and_then(|rest| rest.strip_prefix('-')?.rsplit_once('-')?.1.parse::<u64>().ok());
-                number.is_some_and(|number| number > self.last_number)
-            }
+            Some(known) => matches!(
+                known.state,
+                JobState::Waiting { .. } | JobState::Held | JobState::Leasing | JobState::Preparing
+            ),
+            None => self.own_number(job).is_some_and(|number| number > self.last_number),
         }
     }
 

@@ -339,3 +339,14 @@ pub struct Submission {
     /// When the job was purged; the key is kept a while after that.
     pub purged_at: Option<Timestamp>,
 }
+
+/// A purged job that has left something elsewhere: logs at the cluster manager, a compile directory. Live until it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// Which.
+    pub job: JobId,
+    /// Its number, the name of its compile directory; none for another party's job.
+    pub number: Option<u64>,
+    /// When it was purged.
+    pub at: Timestamp,
+}

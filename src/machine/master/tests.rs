@@ -76,10 +76,11 @@ impl World {
             match self.machine.record(key) {
                 Some(record) if Master::is_live(&record) => drop(self.live.insert(key.clone(), record)),
                 Some(record) => {
-                    assert!(self.ended.insert(key.clone(), record).is_none(), "{key:?} ended twice");
+                    let before = self.ended.insert(key.clone(), record);
+                    assert!(before.is_none() || matches!(key, Key::Submission(_)), "{key:?} ended twice");
                     self.machine.forget(key);
                 }
-                None => {}
+                None => drop(self.ended.remove(key)),
             }
             assert_eq!(Master::key_from_bytes(&Master::key_bytes(key)).as_ref(), Some(key));
         }
@@ -118,11 +119,41 @@ impl World {
         );
     }
 
+    /// What a user does to one of the jobs there ever were.
+    fn user(&self, i: u8, how: u8) -> Command {
+        let known = |record: &Record| match record {
+            Record::Job(job) => Some(job.id.clone()),
+            _ => None,
+        };
+        let jobs: Vec<JobId> = self.live.values().chain(self.ended.values()).filter_map(known).collect();
+        let fallback = JobId::parse("p1-20261122212634-9").unwrap();
+        let job = jobs.get(usize::from(i) % jobs.len().max(1)).cloned().unwrap_or(fallback);
+        let tasks = self.ended.keys().filter_map(|key| match key {
+            Key::Task(key) if key.job == job => Some(key.clone()),
+            _ => None,
+        });
+        match how % 7 {
+            0 | 1 => Command::Hold { job },
+            2 | 3 => Command::Release { job },
+            4 => Command::Cancel {
+                job,
+                reason: "enough".into(),
+            },
+            5 => Command::Rerun {
+                job,
+                provenance: Provenance::unknown(),
+                fingerprint: [0; 32],
+            },
+            _ => Command::Purge {
+                tasks: tasks.collect(),
+                job,
+            },
+        }
+    }
+
     fn submit(&mut self, plan: Plan) -> JobId {
-        let config = Content::Stored(PayloadRef { hash: [1; 32], len: 9000 });
-        let job_type = TypeName::parse("program").unwrap();
         let command = Command::Submit {
-            spec: Spec::plain(job_type, config, None, plan),
+            spec: spec(plan),
             provenance: Provenance::unknown(),
             fingerprint: [0; 32],
         };
@@ -131,6 +162,11 @@ impl World {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn spec(plan: Plan) -> Spec {
+    let config = Content::Stored(PayloadRef { hash: [1; 32], len: 9000 });
+    Spec::plain(TypeName::parse("program").unwrap(), config, None, plan)
 }
 
 const FULL: Plan = Plan {
@@ -551,6 +587,8 @@ enum Step {
     Act(u16, u8, bool),
     /// Deliver an outcome with an old step or for an ended record.
     Late(u16, u8),
+    /// A user does something to a job.
+    User(u8, u8),
     Crash,
 }
 
@@ -560,6 +598,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0u8..12, any::<bool>()).prop_map(|(n, own)| Step::Offer(n, own)),
         12 => (any::<u16>(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|(i, how, again)| Step::Act(i, how, again)),
         2 => (any::<u16>(), any::<u8>()).prop_map(|(i, how)| Step::Late(i, how)),
+        4 => (any::<u8>(), any::<u8>()).prop_map(|(i, how)| Step::User(i, how)),
         1 => Just(Step::Crash),
     ]
 }
@@ -567,6 +606,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// The outcome of an effect, one of those its executor can come back with.
 fn outcome_of(effect: &Effect, how: u8) -> Command {
     match effect.clone() {
+        Effect::WakeAt { job, step, .. } => Command::Wake { job, step },
+        Effect::DeadlineAt { job, .. } => Command::DeadlinePassed { job },
+        Effect::Forget { job, .. } | Effect::GiveUp { job, .. } => Command::Forgotten { job },
         Effect::AcquireLease { job, step, .. } => {
             let result = if how.is_multiple_of(3) {
                 Err("no slot".to_owned())
@@ -600,6 +642,7 @@ fn outcome_of(effect: &Effect, how: u8) -> Command {
             },
             2 => Command::Note {
                 job,
+                step,
                 note: "waiting".into(),
             },
             _ => Command::Verdict {
@@ -647,7 +690,18 @@ proptest! {
         for step in steps {
             match step {
                 Step::Submit(endpoints, workers) => {
-                    world.submit(Plan { endpoints: u16::from(endpoints), workers: u32::from(workers), wait_s: 5 });
+                    let plan = Plan { endpoints: u16::from(endpoints), workers: u32::from(workers), wait_s: 5 };
+                    let mut spec = spec(plan);
+                    spec.max_attempts = 1 + u32::from(endpoints);
+                    spec.not_before = workers.then_some(Timestamp(world.now + 5));
+                    spec.deadline = endpoints.then_some(Timestamp(world.now + 20_000_000));
+                    let key = Some(KeyHash([u8::from(endpoints) + 2 * u8::from(workers); 32]));
+                    let provenance = Provenance { key, ..Provenance::unknown() };
+                    let _ = world.send(Command::Submit { spec, provenance, fingerprint: [0; 32] });
+                    world.submit(plan);
+                }
+                Step::User(i, how) => {
+                    let _ = world.send(world.user(i, how));
                 }
                 Step::Offer(n, own) => {
                     let job = if own { format!("p1-20261122212634-{n}") } else { format!("p2-20261122212634-{n}") };
@@ -658,7 +712,7 @@ proptest! {
                     let i = usize::from(i) % world.pending.len();
                     let effect = if keep { world.pending[i].clone() } else { world.pending.swap_remove(i) };
                     let first = world.send(outcome_of(&effect, how));
-                    if !matches!(effect, Effect::Propose { .. }) {
+                    if !matches!(effect, Effect::Propose { .. } | Effect::WakeAt { .. } | Effect::DeadlineAt { .. } | Effect::GiveUp { .. }) {
                         let events = world.events.len();
                         let second = world.send(outcome_of(&effect, how));
                         prop_assert!(second.is_err() || first.is_err(), "{effect:?} took effect twice");
@@ -677,15 +731,36 @@ proptest! {
         world.check_replay();
         drain(&mut world);
         prop_assert!(world.live.keys().all(|key| matches!(key, Key::Counter)), "everything ends: {:?}", world.live);
+        for record in world.ended.values() {
+            let Record::Task(task) = record else { continue };
+            let of_cancelled = world.ended.get(&Key::Job(task.key.job.clone()));
+            if let Some(Record::Job(Job { state: JobState::Cancelled { .. }, changed_at, .. })) = of_cancelled {
+                prop_assert!(task.queued_at <= *changed_at, "{} came after its job was cancelled", task.key);
+            }
+        }
         world.check_replay();
     }
 }
 
 /// From any state, a world in which everything works ends every job, task and participation.
 fn drain(world: &mut World) {
+    world.now += 1_000_000;
     world.crash();
     for _ in 0..10_000 {
+        let held = |record: &Record| match record {
+            Record::Job(job) if job.state == JobState::Held => Some(job.id.clone()),
+            _ => None,
+        };
+        if let Some(job) = world.live.values().find_map(held) {
+            world.send(Command::Release { job }).unwrap();
+        }
         let Some(effect) = world.pending.pop() else { return };
+        if let Effect::WakeAt { at, .. } = &effect {
+            world.now = world.now.max(at.0);
+        }
+        if let Effect::DeadlineAt { .. } = &effect {
+            continue;
+        }
         let _ = world.send(outcome_of(&effect, 19));
     }
     panic!("the machine never comes to rest");

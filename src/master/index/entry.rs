@@ -63,8 +63,20 @@ pub(super) fn job_of(event: &Event) -> Option<&JobId> {
         | Event::JobNoted { job, .. }
         | Event::JobSucceeded { job, .. }
         | Event::JobFailed { job, .. }
+        | Event::JobCancelled { job, .. }
+        | Event::JobHeld { job, .. }
+        | Event::JobReleased { job, .. }
+        | Event::JobWoken { job, .. }
+        | Event::JobRepeated { job, .. }
+        | Event::JobPurged { job, .. }
         | Event::LeaseReleased { job } => Some(job),
-        Event::TaskHeld { .. }
+        Event::KeyTaken { .. }
+        | Event::ForgetBegun { .. }
+        | Event::JobForgotten { .. }
+        | Event::TaskPurged { .. }
+        | Event::ProposalPurged { .. }
+        | Event::KeyDropped { .. }
+        | Event::TaskHeld { .. }
         | Event::TaskReleased { .. }
         | Event::TaskRefused { .. }
         | Event::TaskSubmitted { .. }

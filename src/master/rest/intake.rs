@@ -104,14 +104,13 @@ pub(super) async fn take(door: &Door, wish: Wish, provenance: Provenance) -> Res
     let job_type = TypeName::parse(wish.job_type).map_err(NotTaken::BadId)?;
     let config = wish.config.to_string().into_bytes();
     let algorithm_config = wish.algorithm_config.map(String::into_bytes);
-    // Each may be inline, but a record has room for so many bytes of both.
-    let together = config.len() + algorithm_config.as_ref().map_or(0, Vec::len);
-    let inline = together <= INLINE_MAX;
+    // A record has room for so many bytes of both.
+    let mut room = INLINE_MAX;
     let mut pins = Vec::new();
-    let config = keep(door, config, inline, &mut pins).await?;
+    let config = keep(door, config, &mut room, &mut pins).await?;
     let algorithm_config = match algorithm_config {
         None => None,
-        Some(text) => Some(keep(door, text, inline, &mut pins).await?),
+        Some(text) => Some(keep(door, text, &mut room, &mut pins).await?),
     };
     let spec = Spec {
         job_type,
@@ -143,8 +142,9 @@ pub(super) async fn take(door: &Door, wish: Wish, provenance: Provenance) -> Res
     }
 }
 
-async fn keep(door: &Door, bytes: Vec<u8>, inline: bool, pins: &mut Vec<Pinned>) -> Result<Content, NotTaken> {
-    if inline {
+async fn keep(door: &Door, bytes: Vec<u8>, room: &mut usize, pins: &mut Vec<Pinned>) -> Result<Content, NotTaken> {
+    if bytes.len() <= *room {
+        *room -= bytes.len();
         return Ok(Content::Inline(bytes));
     }
     let payloads = door.shared.payloads.clone();

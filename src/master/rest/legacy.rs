@@ -60,6 +60,9 @@ fn not_taken(door: &Door, no: NotTaken) -> Refused {
             }
         }
         NotTaken::Refused(Refusal::Rejected(why @ Rejection::Full)) => Refused::unavailable(why),
+        NotTaken::Refused(Refusal::Rejected(why @ (Rejection::KeyConflict { .. } | Rejection::KeyPurged { .. }))) => {
+            Refused::Cause(StatusCode::CONFLICT, why.to_string())
+        }
         NotTaken::Refused(Refusal::Rejected(why)) => Refused::bad(why),
         NotTaken::Refused(refusal @ Refusal::DiskFull) => Refused::full(refusal),
         NotTaken::Refused(refusal @ Refusal::Unknown) if door.shared.handle.condition() == Condition::ReadOnly => {

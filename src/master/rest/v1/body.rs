@@ -80,7 +80,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
 /// 400, with a pointer to the field that does not fit.
 pub(in crate::master::rest) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     // A list would be read as an object's fields in their order.
-    if text.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first == b'[') {
+    if text
+        .iter()
+        .find(|byte| !byte.is_ascii_whitespace())
+        .is_some_and(|first| *first == b'[')
+    {
         return Err(Problem::new(Code::InvalidField, "a JSON object is wanted, not a list").at(""));
     }
     let mut reader = serde_json::Deserializer::from_slice(text);
