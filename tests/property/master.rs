@@ -236,7 +236,7 @@ impl World for MasterWorld {
 
     fn last_event(record: &Record) -> Option<u64> {
         match record {
-            Record::Counter(_) | Record::Submission(_) => None,
+            Record::Counter(_) | Record::Submission(_) | Record::Purge(_) => None,
             Record::Job(job) => Some(job.last_event),
             Record::Task(task) => Some(task.last_event),
             Record::Participation(participation) => Some(participation.last_event),
