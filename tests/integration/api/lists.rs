@@ -203,7 +203,8 @@ fn a_walk_sees_every_job_that_was_there_throughout_exactly_once() {
     });
     let result = runner.run(&strategy, |(steps, limit, descending, filtered)| {
         runtime.block_on(async {
-            known.borrow_mut().extend(submit_some(&client, 2).await);
+            let first = submit_some(&client, 2).await;
+            known.borrow_mut().extend(first);
             let before = known.borrow().clone();
             let order = if descending { "created_desc" } else { "created_asc" };
             let filter = if filtered { "&job_type=dummy&q=p1-" } else { "" };
@@ -216,7 +217,8 @@ fn a_walk_sees_every_job_that_was_there_throughout_exactly_once() {
                 let Some(cursor) = page["next_cursor"].as_str() else { break };
                 next = format!("{path}&cursor={cursor}");
                 if let Some(Meanwhile::Submit(count)) = steps.next() {
-                    known.borrow_mut().extend(submit_some(&client, count).await);
+                    let more = submit_some(&client, count).await;
+                    known.borrow_mut().extend(more);
                 }
             }
             let once: BTreeSet<String> = seen.iter().cloned().collect();
