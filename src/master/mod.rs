@@ -7,6 +7,7 @@ pub mod index;
 mod leases;
 pub mod logs;
 pub mod rest;
+mod retention;
 mod runner;
 mod settings;
 mod submitter;
@@ -235,6 +236,8 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         .start(&supervisor, Box::new(move |effect| drop(effects.send(effect))))?;
 
     index.start(&supervisor, home);
+    let sweeping = retention::run(shared.clone(), settings.retention.clone());
+    supervisor.spawn("retention", Policy::Essential, sweeping);
     supervisor.spawn("rest", Policy::Essential, rest::serve(listener, rest::Door::new(shared)));
     say(&format!("master ready on {address}"));
     supervisor.stopped().await;

@@ -1,5 +1,6 @@
 //! The file behind `--config`: the rules an operator sets for this party.
 
+use super::retention::Retention;
 use crate::machine::master::rule::ProposalAcceptRule;
 use anyhow::Context;
 use serde::Deserialize;
@@ -24,6 +25,8 @@ pub(super) struct Settings {
     pub patience: Patience,
     /// Who goes first where jobs wait.
     pub jobs: Jobs,
+    /// How long history is kept.
+    pub retention: Retention,
 }
 
 /// Who goes first where jobs wait.
@@ -112,6 +115,7 @@ impl Default for Settings {
             paddle_fl: PaddleFl::default(),
             patience: Patience::default(),
             jobs: Jobs::default(),
+            retention: Retention::default(),
         }
     }
 }
@@ -124,6 +128,10 @@ impl Settings {
         let settings: Self = toml::from_str(&text).with_context(|| format!("--config: {} is not right", path.display()))?;
         anyhow::ensure!(settings.submit_tries > 0, "--config: submit_tries must be at least 1");
         anyhow::ensure!(settings.preparing.at_once > 0, "--config: preparing.at_once must be at least 1");
+        anyhow::ensure!(
+            (1..=86_400).contains(&settings.retention.every_s),
+            "--config: retention.every_s must be 1 to 86400"
+        );
         anyhow::ensure!(
             (1..=10_080).contains(&settings.jobs.ageing_minutes),
             "--config: jobs.ageing_minutes must be 1 to 10080"
