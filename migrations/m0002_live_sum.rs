@@ -124,6 +124,7 @@ mod tests {
             expected: 1,
             events: vec![b"event".to_vec()],
             changes: vec![(b"key".to_vec(), Some(b"value".to_vec()))],
+            trim_to: None,
         };
         store.commit(&commit).unwrap();
         let event = b"\x01\x02\0\0\0\0\0\0\0";

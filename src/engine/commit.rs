@@ -13,7 +13,7 @@ use crate::machine::{Changes, Input, Machine, Named, Out};
 use crate::metrics::{Depth, Engine as Metrics};
 use crate::store::payload::Pinned;
 use crate::store::space::{FULL, Level, SLACK};
-use crate::store::{COST_MAX, Commit, Error, Seq, VALUE_MAX, codec, write_cost};
+use crate::store::{COST_MAX, Commit, Error, Seq, TRIM_COST, VALUE_MAX, codec, write_cost};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +58,9 @@ struct Turn<M: Machine> {
     pins: Vec<Pinned>,
     /// Who wants to know how many live records there are.
     looks: Vec<blocking::Sender<Census>>,
+    /// Events below are let go of.
+    trim_to: Option<Seq>,
+    trimmers: Vec<oneshot::Sender<Seq>>,
 }
 
 impl<M: Machine> Turn<M> {
@@ -74,12 +77,15 @@ impl<M: Machine> Turn<M> {
             commands: Vec::new(),
             pins: Vec::new(),
             looks: Vec::new(),
+            trim_to: None,
+            trimmers: Vec::new(),
         }
     }
 
     fn is_full(&self) -> bool {
         let references = self.changes.held.len() + self.changes.released.len();
-        let cost = self.event_cost + self.changes.keys.len() * RECORD_COST + references * REFERENCE_COST;
+        let trim = self.trim_to.map_or(0, |_| TRIM_COST);
+        let cost = trim + self.event_cost + self.changes.keys.len() * RECORD_COST + references * REFERENCE_COST;
         cost >= FULL_COST || self.answers.len() >= COMMANDS_MAX
     }
 }
@@ -166,6 +172,11 @@ impl<M: Machine> Loop<M> {
         match message {
             Message::Command(envelope) => self.take(envelope, turn)?,
             Message::Census(asked) => turn.looks.push(asked),
+            Message::Trim(to, answer) => {
+                let goes = to > self.parts.store.head().first_seq;
+                turn.trim_to = turn.trim_to.max(goes.then_some(to));
+                turn.trimmers.push(answer);
+            }
         }
         Ok(())
     }
@@ -233,9 +244,11 @@ impl<M: Machine> Loop<M> {
             commands,
             pins,
             looks,
+            trim_to,
+            trimmers,
             ..
         } = turn;
-        if !events.is_empty() {
+        if !events.is_empty() || trim_to.is_some() {
             let (began, written) = (Instant::now(), events.len());
             let (records, ended) = self.encode_records(&changes, &recalled)?;
             let last = first_seq + events.len() as Seq - 1;
@@ -244,6 +257,7 @@ impl<M: Machine> Loop<M> {
                 expected: first_seq,
                 events,
                 changes: records,
+                trim_to,
             };
             if let Err(error) = self.parts.store.commit(&commit) {
                 self.read_only.store(error.is_full(), Ordering::Relaxed);
@@ -257,7 +271,9 @@ impl<M: Machine> Loop<M> {
                 return Err(error);
             }
             self.parts.payloads.settle(&changes.held, &changes.released);
-            self.published.committed(&self.parts.machine, changes.keys.iter(), last);
+            if written > 0 {
+                self.published.committed(&self.parts.machine, changes.keys.iter(), last);
+            }
             for (key, what) in &ended {
                 self.parts.machine.forget(key);
                 what.iter().for_each(|what| self.metrics.ended(what));
@@ -276,6 +292,9 @@ impl<M: Machine> Loop<M> {
         self.metrics.answered(commands.into_iter().zip(outcomes));
         for (answer, reply) in answers {
             let _ = answer.send(reply);
+        }
+        for answer in trimmers {
+            let _ = answer.send(self.parts.store.head().first_seq);
         }
         self.depth.end();
         for effect in effects {

@@ -61,6 +61,8 @@ enum Message<M: Machine> {
     Command(Envelope<M>),
     /// Somebody wants to know how many live records there are.
     Census(blocking::Sender<Census>),
+    /// Events below are to go. The answer is the first event there is then; dropped when that is not known.
+    Trim(Seq, oneshot::Sender<Seq>),
 }
 
 /// Live records by kind and state.
@@ -143,6 +145,18 @@ impl<M: Machine> Handle<M> {
         };
         self.queue.send(Message::Command(envelope)).await.map_err(|_| Refusal::Stopped)?;
         reply.await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// Let go of events below `to`, the oldest first, and at most [`TRIM_MAX`](crate::store::TRIM_MAX) with one call. Gives the first event there
+    /// is once that is durable.
+    ///
+    /// # Errors
+    /// [`Refusal::Stopped`] or [`Refusal::Unknown`].
+    pub async fn trim(&self, to: Seq) -> Result<Seq, Refusal<M::Rejection>> {
+        let (answer, trimmed) = oneshot::channel();
+        let message = Message::Trim(to, answer);
+        self.queue.send(message).await.map_err(|_| Refusal::Stopped)?;
+        trimmed.await.map_err(|_| Refusal::Unknown)
     }
 
     /// Durable records, without going through the loop.

@@ -174,13 +174,19 @@ impl<M: Machine> Reader<M> {
         self.store.head().first_seq
     }
 
-    /// Events from a sequence on.
+    /// Events from a sequence on. Those that were let go of are not there: see [`Reader::gap`].
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, M::Event)>, Error> {
         let page = self.logged(from, limit)?;
         Ok(page.into_iter().map(|(seq, logged)| (seq, logged.event)).collect())
+    }
+
+    /// The first event there is, if events from `from` on were let go of before this page of them was read.
+    pub fn gap(&self, from: Seq, page: &[(Seq, M::Event)]) -> Option<Seq> {
+        let found = page.first().map_or_else(|| self.first_seq(), |(seq, _)| *seq);
+        (found > from.max(1)).then_some(found)
     }
 
     /// [`Reader::events`] with their places in their threads.

@@ -12,6 +12,7 @@ pub mod sled_store;
 pub mod space;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use crate::machine::Seq;
@@ -28,6 +29,11 @@ pub const BODY_MAX: usize = VALUE_MAX - codec::ENVELOPE_LEN;
 /// What one commit may cost, see [`Commit::cost`].
 pub const COST_MAX: usize = 6 * 1024 * 1024;
 
+/// The most events one commit lets go of: each is read before it goes, and all others wait meanwhile.
+pub const TRIM_MAX: u64 = 1000;
+/// What letting go of them costs at worst.
+pub const TRIM_COST: usize = TRIM_MAX as usize * write_cost(9);
+
 /// One atomic unit: events appended to the log, and the records they changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
@@ -39,10 +45,19 @@ pub struct Commit {
     pub events: Vec<Vec<u8>>,
     /// Changed records: `None` deletes. A key should appear once; of several changes to it the last one counts.
     pub changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Let go of events below this number: the oldest ones, at most [`TRIM_MAX`], none of this commit. [`Head::first_seq`] says how far it
+    /// came.
+    pub trim_to: Option<Seq>,
 }
 
 impl Commit {
-    /// The sum of [`write_cost`] over its events and changes.
+    /// The events that `trim_to` lets go of, in a log that is there.
+    pub(crate) fn trims(&self, head: &Head) -> Range<Seq> {
+        let until = self.trim_to.unwrap_or(0).min(head.next_seq).min(head.first_seq + TRIM_MAX);
+        head.first_seq..until.max(head.first_seq)
+    }
+
+    /// The sum of [`write_cost`] over its events and changes, and those it lets go of.
     pub fn cost(&self) -> usize {
         let events: usize = self.events.iter().map(|event| write_cost(event.len())).sum();
         let changes: usize = self
@@ -50,7 +65,7 @@ impl Commit {
             .iter()
             .map(|(key, body)| write_cost(key.len() + body.as_ref().map_or(0, Vec::len)))
             .sum();
-        events + changes
+        events + changes + self.trim_to.map_or(0, |_| TRIM_COST)
     }
 
     /// Refuses what is over the limits; every implementation asks this before it writes.
@@ -135,7 +150,8 @@ pub trait Store: Send + Sync + 'static {
     /// Not a snapshot: a commit made meanwhile may show in a part of the page.
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error>;
 
-    /// At most `limit` events from sequence `from` on, in order; durable like [`Store::get`].
+    /// At most `limit` events from sequence `from` on, in order; durable like [`Store::get`]. Those below [`Head::first_seq`] were let go of; there
+    /// is no other gap.
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error>;
 
     /// How far the history is proved.

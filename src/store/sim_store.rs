@@ -5,7 +5,7 @@
 //! where the contract is silent: what has no barrier is lost or kept as the test says, and a failed store stays failed.
 
 use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -46,7 +46,8 @@ struct Disk {
 #[derive(Clone)]
 struct Image {
     head: Head,
-    events: Vec<Vec<u8>>,
+    /// From `head.first_seq` on.
+    events: VecDeque<Vec<u8>>,
     records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -59,7 +60,7 @@ impl Default for Image {
                 first_seq: 1,
                 next_seq: 1,
             },
-            events: Vec::new(),
+            events: VecDeque::new(),
             records: BTreeMap::new(),
         }
     }
@@ -204,6 +205,9 @@ impl Disk {
 
 impl Image {
     fn apply(&mut self, commit: Commit) {
+        let trimmed = commit.trims(&self.head);
+        self.head.first_seq = trimmed.end;
+        self.events.drain(..trimmed.count());
         self.head.batch += 1;
         self.head.next_seq += commit.events.len() as u64;
         self.events.extend(commit.events);
@@ -367,10 +371,13 @@ impl Store for SimStore {
     }
 
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
-        let from = from.max(1);
-        let reaches = |disk: &Disk| from.saturating_add(limit as u64) > disk.durable.head.next_seq;
-        let disk = self.settled(|disk, commit| !commit.events.is_empty() && reaches(disk))?;
-        let skip = usize::try_from(from - 1).unwrap_or(usize::MAX);
+        let reaches = |head: &Head| from.max(head.first_seq).saturating_add(limit as u64) > head.next_seq;
+        let appends = |disk: &Disk, commit: &Commit| !commit.events.is_empty() && reaches(&disk.durable.head);
+        let trims = |disk: &Disk, commit: &Commit| from < commit.trims(&disk.durable.head).end;
+        let disk = self.settled(|disk, commit| appends(disk, commit) || trims(disk, commit))?;
+        let first = disk.durable.head.first_seq;
+        let from = from.max(first);
+        let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
         Ok((from..).zip(disk.durable.events.iter().skip(skip).take(limit).cloned()).collect())
     }
 

@@ -170,6 +170,18 @@ impl SledStore {
             before_it.keep(&key, None);
             writes.push((key, Some(sealed)));
         }
+        for seq in commit.trims(&writer.position.head()) {
+            let key = event_key(seq);
+            let Some(old) = self.disk.get(&key)? else {
+                return Err(damaged_key(self.disk.file(), &key, "it is missing"));
+            };
+            codec::unseal(&key, &old).map_err(|e| damaged(&self.disk, &key, &e))?;
+            position.history.remove(&key, &old);
+            position.first_seq = seq + 1;
+            writer.check.changed(&self.disk, &key, Some(&old), None)?;
+            before_it.keep(&key, Some(&old));
+            writes.push((key, None));
+        }
         // Keyed, so that a key given twice is counted once.
         let changes: BTreeMap<&[u8], Option<&[u8]>> = commit.changes.iter().map(|(k, v)| (k.as_slice(), v.as_deref())).collect();
         for (key, body) in changes {
@@ -353,7 +365,7 @@ impl Store for SledStore {
             })?;
             Ok((newest, events))
         };
-        self.read(read, |_, _| false)
+        self.read(read, |gone, _| event_seq(gone).is_some_and(|seq| seq >= from))
     }
 
     fn history(&self) -> HistoryProof {
@@ -424,6 +436,7 @@ mod tests {
             expected: head.next_seq,
             events: vec![b"event".to_vec(); 200],
             changes: vec![(b"dold".to_vec(), Some(head.batch.to_be_bytes().to_vec()))],
+            trim_to: None,
         })
     }
 
@@ -453,6 +466,49 @@ mod tests {
         assert!(pages > 3, "all was proved at once");
         let proof = store.history();
         assert_eq!(proof.checked, proof.of);
+    }
+
+    #[test]
+    fn the_history_is_proved_while_events_are_let_go_of() {
+        for (step, every) in [(150, 1), (300, 1), (1000, 2)] {
+            let root = tempfile::tempdir().unwrap();
+            let store = unproved(root.path());
+            let mut pages = 0;
+            while !store.prove_history().unwrap().done {
+                pages += 1;
+                let head = store.head();
+                let trim = Commit {
+                    epoch: head.epoch,
+                    expected: head.next_seq,
+                    trim_to: (pages % every == 0).then_some(head.first_seq + step),
+                    ..Commit::default()
+                };
+                store.commit(&trim).unwrap();
+            }
+            assert!(store.head().first_seq > 150 && pages >= 2, "nothing was let go of meanwhile");
+            let proof = store.history();
+            assert_eq!(proof.checked, proof.of);
+            drop(store);
+            let directory = Directory::open(root.path(), "master", [1; 16]).unwrap();
+            assert!(SledStore::open(&directory).unwrap().history().done);
+        }
+    }
+
+    #[test]
+    fn a_hole_where_events_are_let_go_of_stops_the_store() {
+        let root = tempfile::tempdir().unwrap();
+        let store = unproved(root.path());
+        store.disk.commit(vec![(event_key(3), None)]).unwrap();
+        let head = store.head();
+        let trim = Commit {
+            epoch: head.epoch,
+            expected: head.next_seq,
+            trim_to: Some(9),
+            ..Commit::default()
+        };
+        let error = store.commit(&trim).unwrap_err().to_string();
+        assert!(error.contains("it is missing"), "{error}");
+        assert!(matches!(commit(&store), Err(Error::Poisoned)));
     }
 
     #[test]

@@ -62,6 +62,7 @@ fn child_that_commits() {
                 expected: head.next_seq,
                 events,
                 changes: changes(k),
+                trim_to: None,
             })
             .unwrap();
         // Fails once the parent is gone, so the child never outlives it for long.

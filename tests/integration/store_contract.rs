@@ -3,7 +3,7 @@
 use fedbroker::store::directory::Directory;
 use fedbroker::store::sim_store::{Fate, SimDisk};
 use fedbroker::store::sled_store::SledStore;
-use fedbroker::store::{BODY_MAX, COST_MAX, Commit, Error, Head, KEY_MAX, Store};
+use fedbroker::store::{BODY_MAX, COST_MAX, Commit, Error, Head, KEY_MAX, Store, TRIM_MAX};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ fn commit(head: Head, events: &[&str], changes: &[(&str, Option<&str>)]) -> Comm
         expected: head.next_seq,
         events: events.iter().map(|e| bytes(e)).collect(),
         changes: changes.iter().map(|(k, v)| (bytes(k), v.map(bytes))).collect(),
+        trim_to: None,
     }
 }
 
@@ -191,6 +192,7 @@ fn the_largest_commit_is_taken() {
                     expected: next_seq,
                     events: Vec::new(),
                     changes,
+                    trim_to: None,
                 })
                 .unwrap();
         }
@@ -283,12 +285,16 @@ proptest! {
     /// Random histories with restarts in between give what a plain map gives.
     #[test]
     fn random_histories_agree_with_a_map(
-        rounds in prop::collection::vec((prop::collection::vec((0u8..12, prop::option::of(any::<u16>())), 0..8), 0u8..5), 1..25),
+        rounds in prop::collection::vec(
+            (prop::collection::vec((0u8..12, prop::option::of(any::<u16>())), 0..8), 0u8..5, prop::option::of(0u64..40)),
+            1..25,
+        ),
     ) {
         each_implementation(|open| {
-            let (mut records, mut events) = (BTreeMap::new(), 0u64);
+            let (mut records, mut events) = (BTreeMap::new(), Vec::new());
+            let mut first = 1;
             let mut store = open();
-            for (changes, restart) in &rounds {
+            for (changes, restart, trim_to) in &rounds {
                 let Head { epoch, next_seq, .. } = store.head();
                 let changes: Vec<_> = changes.iter().map(|(k, v)| (vec![*k], v.map(|v| v.to_be_bytes().to_vec()))).collect();
                 for (key, value) in &changes {
@@ -297,18 +303,62 @@ proptest! {
                         None => records.remove(key),
                     };
                 }
-                events += 1;
-                let event = events.to_string().into_bytes();
-                store.commit(&Commit { epoch, expected: next_seq, events: vec![event], changes }).unwrap();
+                first = first.max(trim_to.unwrap_or(0).min(next_seq));
+                let event = next_seq.to_string().into_bytes();
+                events.push((next_seq, event.clone()));
+                let head = store.commit(&Commit { epoch, expected: next_seq, events: vec![event], changes, trim_to: *trim_to }).unwrap();
+                assert_eq!((head.first_seq, store.head().first_seq), (first, first));
                 if *restart == 0 {
                     drop(store);
                     store = open();
                 }
                 assert_eq!(store.scan(b"", None, usize::MAX).unwrap(), records.clone().into_iter().collect::<Vec<_>>());
-                assert_eq!(store.events(1, usize::MAX).unwrap().len() as u64, events);
+                assert_eq!(store.head().first_seq, first);
+                for from in [0, 1, first, first + 1, next_seq] {
+                    let expected: Vec<_> = events.iter().filter(|(seq, _)| *seq >= first.max(from)).cloned().collect();
+                    assert_eq!(store.events(from, usize::MAX).unwrap(), expected);
+                    assert_eq!(store.events(from, 2).unwrap(), expected[..expected.len().min(2)]);
+                }
             }
         });
     }
+}
+
+#[test]
+fn events_are_let_go_of_in_steps_and_never_those_of_the_commit_itself() {
+    each_implementation(|open| {
+        let store = open();
+        let trim = |store: &dyn Store, events: usize, to: u64| {
+            let Head { epoch, next_seq, .. } = store.head();
+            let events = vec![bytes("event"); events];
+            let commit = Commit {
+                epoch,
+                expected: next_seq,
+                events,
+                changes: Vec::new(),
+                trim_to: Some(to),
+            };
+            store.commit(&commit).unwrap().first_seq
+        };
+        assert_eq!(trim(&*store, 1200, 5), 1, "there was nothing yet");
+        assert_eq!(trim(&*store, 0, 5), 5);
+        assert_eq!(trim(&*store, 0, 3), 5, "it does not come back");
+        assert_eq!(trim(&*store, 10, u64::MAX), 5 + TRIM_MAX);
+        drop(store);
+        let store = open();
+        assert_eq!(store.head().first_seq, 5 + TRIM_MAX);
+        assert_eq!(store.events(1, 1).unwrap()[0].0, 5 + TRIM_MAX);
+        assert_eq!(trim(&*store, 3, u64::MAX), 1211);
+        let left: Vec<u64> = store.events(0, 9).unwrap().into_iter().map(|(seq, _)| seq).collect();
+        assert_eq!(left, [1211, 1212, 1213]);
+        assert_eq!(trim(&*store, 0, u64::MAX), 1214);
+        assert_eq!(store.events(0, 9).unwrap(), []);
+        drop(store);
+        let store = open();
+        assert_eq!((store.head().first_seq, store.head().next_seq), (1214, 1214));
+        assert_eq!(trim(&*store, 1, u64::MAX), 1214);
+        assert_eq!(store.events(0, 9).unwrap().len(), 1);
+    });
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn commit(store: &SledStore, events: Vec<Vec<u8>>, changes: Vec<(Vec<u8>, Option
             expected: head.next_seq,
             events,
             changes,
+            trim_to: None,
         })
         .unwrap();
 }

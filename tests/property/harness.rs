@@ -5,7 +5,7 @@
 //! (d) an effect leaves after its record (`process`); (e) effects delivered twice and late end like effects delivered once
 //! ([`twice_is_once`]); (f) a world that works brings everything to an end ([`History::come_to_rest`]).
 
-use crate::process::{Gate, Process, Waiting};
+use crate::process::{Answer, Gate, Process, Waiting};
 use crate::replayed;
 use crate::shadow::Shadow;
 use fedbroker::engine::Refusal;
@@ -102,6 +102,8 @@ pub enum Step<A> {
     Execute(u16, u8, bool),
     /// The outcome of an effect of long ago, of this process or an earlier one.
     Late(u16, u8),
+    /// Events are let go of, up to this part of them all.
+    Trim(u8),
 }
 
 /// What happens to the process during or after a burst.
@@ -133,6 +135,7 @@ fn step<W: World>() -> impl Strategy<Value = Step<W::Act>> {
         5 => W::acts().prop_map(Step::Act),
         6 => (any::<u16>(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|(i, how, again)| Step::Execute(i, how, again)),
         1 => (any::<u16>(), any::<u8>()).prop_map(|(i, how)| Step::Late(i, how)),
+        1 => any::<u8>().prop_map(Step::Trim),
     ]
 }
 
@@ -161,6 +164,7 @@ pub struct History<W: World> {
     /// Handed on and not carried out, by their words, so that two runs choose alike.
     pending: BTreeMap<String, EffectOf<W>>,
     seen: Vec<EffectOf<W>>,
+    trims: bool,
 }
 
 impl<W: World> Drop for History<W> {
@@ -199,6 +203,7 @@ impl<W: World> History<W> {
             shadow: Shadow::new(),
             pending: BTreeMap::new(),
             seen: Vec::new(),
+            trims: true,
         };
         history.begin(Vec::new());
         history
@@ -209,7 +214,13 @@ impl<W: World> History<W> {
             self.now += 7_000_000;
             self.gate.set(self.now);
             let commands = steps.iter().flat_map(|step| self.commands(step)).collect();
-            self.burst(commands, *fault);
+            let trim = steps
+                .iter()
+                .find_map(|step| if let Step::Trim(part) = step { Some(*part) } else { None });
+            let trim = trim
+                .filter(|_| self.trims)
+                .map(|part| self.shadow.events.len() as u64 * u64::from(part) / 200);
+            self.burst_and_trim(commands, trim, *fault);
         }
     }
 
@@ -227,29 +238,39 @@ impl<W: World> History<W> {
                 W::outcomes(&effect, *how, &mut self.contents)
             }
             Step::Late(_, _) if self.seen.is_empty() => Vec::new(),
+            Step::Trim(_) => Vec::new(),
             Step::Late(i, how) => W::outcomes(&self.seen[usize::from(*i) % self.seen.len()], *how, &mut self.contents),
         }
     }
 
-    /// All commands in one turn of the loop.
     fn burst(&mut self, commands: Vec<CommandOf<W>>, fault: Fault) {
+        self.burst_and_trim(commands, None, fault);
+    }
+
+    /// All commands in one turn of the loop; it also lets go of events.
+    fn burst_and_trim(&mut self, commands: Vec<CommandOf<W>>, trim: Option<u64>, fault: Fault) {
         self.order(fault);
         self.process.be_strict(commands.len() == 1);
         self.gate.close();
         let before = self.gate.taken();
-        let mut waiting: Vec<Waiting<W::Machine>> = commands.iter().map(|command| self.process.send(command.clone())).collect();
+        let mut waiting: Vec<Waiting<_>> = commands.iter().map(|command| self.process.send(command.clone())).collect();
+        let mut trimming = trim.map(|to| self.process.trim(to));
         self.gate.open();
         if matches!(fault, Fault::Cut(_) | Fault::Slow) {
-            self.hold(fault, &mut waiting);
+            self.hold(fault, &mut waiting, &mut trimming);
         }
         let answers: Vec<_> = waiting.into_iter().map(Waiting::wait).collect();
+        let trimmed = trimming.map(Waiting::wait);
         assert_eq!(self.gate.taken() - before, commands.len(), "a burst is one turn");
 
-        let failed = answers.iter().any(|answer| !matches!(answer, Ok(_) | Err(Refusal::Rejected(_))));
+        let failed = trimmed == Some(None) || answers.iter().any(|answer| !matches!(answer, Ok(_) | Err(Refusal::Rejected(_))));
         assert!(
             !failed || !matches!(fault, Fault::None | Fault::Crash | Fault::Slow),
             "failed without a fault"
         );
+        if let Some(to) = trim {
+            self.shadow.trim(to, trimmed.flatten());
+        }
         let mut effects = Vec::new();
         for (command, answer) in commands.into_iter().zip(answers) {
             let (reply, asked) = self.shadow.take(command.clone(), self.now);
@@ -293,16 +314,17 @@ impl<W: World> History<W> {
     }
 
     /// While the barrier is out nobody has an answer and nothing is handed on.
-    fn hold(&self, fault: Fault, waiting: &mut [Waiting<W::Machine>]) {
+    fn hold(&self, fault: Fault, waiting: &mut [Waiting<Answer<W::Machine>>], trimming: &mut Option<Waiting<Option<u64>>>) {
         let until = Instant::now() + Duration::from_secs(20);
         while !self.disk.is_held() {
-            if waiting.iter_mut().all(Waiting::is_answered) {
+            if waiting.iter_mut().all(Waiting::is_answered) && trimming.iter_mut().all(Waiting::is_answered) {
                 return;
             }
             assert!(Instant::now() < until, "a burst is neither answered nor committed");
             std::thread::park_timeout(Duration::from_micros(50));
         }
         assert!(!waiting.iter_mut().any(Waiting::is_answered), "answered before the barrier");
+        assert!(!trimming.iter_mut().any(Waiting::is_answered), "answered before the barrier");
         assert!(self.process.effects().is_empty(), "handed on before the barrier");
         match fault {
             Fault::Cut(true) => self.disk.keep(),
@@ -438,6 +460,7 @@ pub fn survives<W: World>(cases: u32) {
 pub fn replays<W: World>(cases: u32) {
     check::<W>(cases, |bursts| {
         let mut history = History::<W>::new();
+        history.trims = false;
         history.run(&bursts);
         history.crash();
         replayed::agrees::<W>(&history.disk);

@@ -80,10 +80,10 @@ impl Clock for Gate {
 
 pub type Answer<M> = Result<<M as Machine>::Reply, Refusal<<M as Machine>::Rejection>>;
 
-/// A command whose answer is out.
-pub struct Waiting<M: Machine> {
-    future: Pin<Box<dyn Future<Output = Answer<M>> + Send>>,
-    answer: Option<Answer<M>>,
+/// Something whose answer is out.
+pub struct Waiting<T> {
+    future: Pin<Box<dyn Future<Output = T> + Send>>,
+    answer: Option<T>,
 }
 
 struct Unpark(Thread);
@@ -94,7 +94,17 @@ impl Wake for Unpark {
     }
 }
 
-impl<M: Machine> Waiting<M> {
+impl<T> Waiting<T> {
+    /// Begin: the first poll puts it into the queue.
+    fn begin(future: impl Future<Output = T> + Send + 'static) -> Self {
+        let mut waiting = Waiting {
+            future: Box::pin(future),
+            answer: None,
+        };
+        waiting.is_answered();
+        waiting
+    }
+
     pub fn is_answered(&mut self) -> bool {
         if self.answer.is_none() {
             let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
@@ -105,7 +115,7 @@ impl<M: Machine> Waiting<M> {
         self.answer.is_some()
     }
 
-    pub fn wait(mut self) -> Answer<M> {
+    pub fn wait(mut self) -> T {
         let until = Instant::now() + DEADLINE;
         while !self.is_answered() {
             assert!(Instant::now() < until, "a command is never answered");
@@ -144,15 +154,15 @@ impl<W: World> Process<W> {
         })
     }
 
-    pub fn send(&self, command: <W::Machine as Machine>::Command) -> Waiting<W::Machine> {
+    pub fn send(&self, command: <W::Machine as Machine>::Command) -> Waiting<Answer<W::Machine>> {
         let handle = self.handle.clone().expect("the process lives");
-        let mut waiting = Waiting {
-            future: Box::pin(async move { handle.send(command).await }),
-            answer: None,
-        };
-        // The first poll puts it into the queue.
-        waiting.is_answered();
-        waiting
+        Waiting::begin(async move { handle.send(command).await })
+    }
+
+    /// Let go of events; gives the first one there is then, unless the store failed.
+    pub fn trim(&self, to: u64) -> Waiting<Option<u64>> {
+        let handle = self.handle.clone().expect("the process lives");
+        Waiting::begin(async move { handle.trim(to).await.ok() })
     }
 
     /// Hold every effect to come against the present record alone; a command after it in the same commit may have moved that on.

@@ -5,8 +5,8 @@ use fedbroker::engine::reader::{ENDED, LIVE, PAYLOAD};
 use fedbroker::engine::replay::{Comparison, LINGER, compare, count_payloads};
 use fedbroker::machine::content::PayloadRef;
 use fedbroker::store::codec;
-use fedbroker::store::sim_store::{SimDisk, SimStore};
-use fedbroker::store::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
+use fedbroker::store::sim_store::SimDisk;
+use fedbroker::store::{Commit, Store};
 
 /// No burst of a history makes so many events; shorter than the histories, so that records are dropped on the way.
 const SHORT: u64 = 40;
@@ -34,44 +34,19 @@ pub fn agrees<W: World>(disk: &SimDisk) {
     assert_eq!(counts.len() as u64, count(PAYLOAD));
 }
 
-/// A store whose first events were let go.
-struct Trimmed(SimStore, Seq);
-
-impl Store for Trimmed {
-    fn head(&self) -> Head {
-        self.0.head()
-    }
-
-    fn commit(&self, commit: &Commit) -> Result<Head, Error> {
-        self.0.commit(commit)
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.0.get(key)
-    }
-
-    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
-        self.0.scan(prefix, after, limit)
-    }
-
-    fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
-        self.0.events(from.max(self.1), limit)
-    }
-
-    fn history(&self) -> HistoryProof {
-        self.0.history()
-    }
-
-    fn prove_history(&self) -> Result<HistoryProof, Error> {
-        self.0.prove_history()
-    }
-}
-
 /// Without the first events nothing can be replayed, and nothing is said about the records.
 pub fn needs_all_events<W: World>(disk: &SimDisk) {
     let next_seq = disk.open().unwrap().head().next_seq;
     for first in [2, next_seq].into_iter().filter(|first| (2..=next_seq).contains(first)) {
-        let found = compare(W::machine(), &Trimmed(disk.open().unwrap(), first), LINGER, &mut |_| {}).unwrap();
+        let store = disk.open().unwrap();
+        let trim = Commit {
+            epoch: store.head().epoch,
+            expected: next_seq,
+            trim_to: Some(first),
+            ..Commit::default()
+        };
+        while store.commit(&trim).unwrap().first_seq < first {}
+        let found = compare(W::machine(), &store, LINGER, &mut |_| {}).unwrap();
         assert_eq!((found.trimmed, found.differences.count), (Some(first), 0));
     }
 }
@@ -86,6 +61,7 @@ fn tamper(disk: &SimDisk, key: &[u8], value: Option<Vec<u8>>) {
         expected: head.next_seq,
         events: Vec::new(),
         changes,
+        trim_to: None,
     };
     store.commit(&commit).unwrap();
 }

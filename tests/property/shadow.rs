@@ -35,6 +35,10 @@ pub struct Shadow<W: World> {
     /// The events that answered commands rest on: they must never be missing again.
     answered: usize,
     promises: Vec<Promise<W>>,
+    /// Events below may be gone.
+    trim_asked: u64,
+    /// Events below are gone for good.
+    trimmed: u64,
 }
 
 impl<W: World> Shadow<W> {
@@ -47,6 +51,8 @@ impl<W: World> Shadow<W> {
             boundaries: BTreeSet::from([0]),
             answered: 0,
             promises: Vec::new(),
+            trim_asked: 1,
+            trimmed: 1,
         }
     }
 
@@ -85,6 +91,15 @@ impl<W: World> Shadow<W> {
         (reply, out.effects)
     }
 
+    /// Events below `to` were to go, before the commands of the same turn; `first` is the answer.
+    pub fn trim(&mut self, to: u64, first: Option<u64>) {
+        self.trim_asked = self.trim_asked.max(to.min(self.events.len() as u64 + 1));
+        if let Some(first) = first {
+            assert_eq!(first, self.trim_asked.max(self.trimmed), "asked for {to}");
+            self.trimmed = first;
+        }
+    }
+
     /// All commands taken so far are answered.
     pub fn answered(&mut self) {
         self.answered = self.events.len();
@@ -96,13 +111,14 @@ impl<W: World> Shadow<W> {
 
     /// Hold the disk against this after a start, and go on from what is there.
     pub fn recovered(&mut self, reader: &Reader<W::Machine>, disk: &SimDisk, payload_dir: &Path) {
-        let found: Vec<_> = reader
-            .events(1, usize::MAX / 2)
-            .unwrap()
-            .into_iter()
-            .map(|(_, event)| event)
-            .collect();
-        let count = found.len();
+        let first = reader.first_seq();
+        assert!((self.trimmed..=self.trim_asked).contains(&first), "the first event is {first}");
+        (self.trimmed, self.trim_asked) = (first, first);
+        let found = reader.events(1, usize::MAX / 2).unwrap();
+        assert!(found.iter().map(|(seq, _)| *seq).eq((first..).take(found.len())));
+        assert_eq!(reader.gap(1, &found), (first > 1).then_some(first));
+        let gone = first as usize - 1;
+        let count = gone + found.len();
         assert!(
             count >= self.answered,
             "{} events were answered for, {count} are there",
@@ -110,15 +126,15 @@ impl<W: World> Shadow<W> {
         );
         assert!(self.boundaries.contains(&count), "a command is there in part: {count} events");
         assert!(
-            count <= self.events.len() && found[..] == self.events[..count],
+            count <= self.events.len() && found.iter().map(|(_, event)| event).eq(&self.events[gone..count]),
             "other events are there than were decided"
         );
         self.events.truncate(count);
         self.boundaries.split_off(&(count + 1));
 
-        let (live, ended) = replay::<W>(&found);
+        let (live, ended) = replay::<W>(&self.events);
         self.compare_records(&live, &ended, reader, disk);
-        check_stories::<W>(&found, live.values().chain(ended.values()), reader);
+        check_stories::<W>(&self.events, live.values().chain(ended.values()), reader);
         count_payloads::<W>(live.values().chain(ended.values()), disk, payload_dir);
         self.machine = W::machine();
         for (key, record) in &live {
@@ -190,9 +206,10 @@ fn check_stories<'a, W: World>(
             changed.entry(key).or_default().push(seq);
         }
     }
-    let mut stories: BTreeMap<u64, Vec<&Vec<u64>>> = BTreeMap::new();
+    let (mut stories, first): (BTreeMap<u64, Vec<Vec<u64>>>, _) = (BTreeMap::new(), reader.first_seq());
     for seqs in changed.values() {
-        stories.entry(seqs[seqs.len() - 1]).or_default().push(seqs);
+        let left = seqs.iter().copied().filter(|seq| *seq >= first).collect();
+        stories.entry(seqs[seqs.len() - 1]).or_default().push(left);
     }
     for last in records.filter_map(W::last_event) {
         let story: Vec<u64> = reader
@@ -202,10 +219,11 @@ fn check_stories<'a, W: World>(
             .rev()
             .map(|(seq, _)| *seq)
             .collect();
-        let own = |seqs: &&Vec<u64>| story.ends_with(seqs) && story[..story.len() - seqs.len()].iter().all(|seq| *seq < seqs[0]);
+        let before = |seqs: &Vec<u64>| story[..story.len() - seqs.len()].iter().all(|seq| *seq < seqs[0]);
+        let own = |seqs: &Vec<u64>| story == *seqs || story.ends_with(seqs) && !seqs.is_empty() && before(seqs);
         let changes = &stories[&last];
         assert!(changes.iter().any(own), "the story {story:?} is none of {changes:?}");
-        assert_eq!(reader.thread([last], 1).unwrap().len(), 1);
+        assert_eq!(reader.thread([last], 1).unwrap().len(), usize::from(last >= first));
     }
 }
 

@@ -304,6 +304,7 @@ impl<M: Machine> Maker<M> {
             expected: head.next_seq,
             events: std::mem::take(&mut self.events),
             changes: Vec::new(),
+            trim_to: None,
         };
         for key in std::mem::take(&mut self.changed) {
             let bytes = M::key_bytes(&key);

@@ -163,6 +163,7 @@ mod tests {
                 expected,
                 events,
                 changes,
+                trim_to: None,
             })
             .unwrap();
         let mut words: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();

@@ -70,6 +70,7 @@ mod tests {
                 .iter()
                 .map(|(k, v)| (k.as_bytes().to_vec(), v.map(|v| v.as_bytes().to_vec())))
                 .collect(),
+            trim_to: None,
         }
     }
 
@@ -92,7 +93,11 @@ mod tests {
                 ("h", None),
                 ("z", Some("2")),
             ];
-            assert!(store.commit(&commit(&store, &["three"], &failed)).unwrap_err().is_full());
+            let failed = Commit {
+                trim_to: Some(2),
+                ..commit(&store, &["three"], &failed)
+            };
+            assert!(store.commit(&failed).unwrap_err().is_full());
             let shown = store.disk.get(b"ra").unwrap().is_some();
             assert_eq!(shown, fault == Fault::AtBarrier, "whether the engine shows it");
             assert_eq!(store.head(), head);

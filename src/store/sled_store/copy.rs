@@ -118,7 +118,7 @@ mod tests {
     use crate::store::sled_store::Builder;
     use crate::store::{Commit, Store};
 
-    fn commit(store: &SledStore, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+    fn commit(store: &SledStore, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>, trim_to: Option<u64>) {
         let head = store.head();
         store
             .commit(&Commit {
@@ -126,6 +126,7 @@ mod tests {
                 expected: head.next_seq,
                 events: vec![b"event".to_vec()],
                 changes,
+                trim_to,
             })
             .unwrap();
     }
@@ -145,19 +146,20 @@ mod tests {
         let directory = Directory::open(&root.path().join("live"), "master", [1; 16]).unwrap();
         let store = SledStore::open(&directory).unwrap();
         for round in 0..200 {
-            commit(&store, changes(round));
+            commit(&store, changes(round), None);
         }
         let other = Directory::open(&root.path().join("copy"), "master", [2; 16]).unwrap();
         let mut builder = Builder::new(&other).unwrap();
         let all = |store: &SledStore| (store.scan(b"", None, usize::MAX).unwrap(), store.events(1, usize::MAX).unwrap());
         let mut states = BTreeMap::from([(store.head().batch, all(&store))]);
-        let (mut values, mut round) = (0, 0);
+        let (mut values, mut round) = (0, 0_u32);
         let head = store
             .copy(&mut |key, sealed| {
                 values += 1;
                 // Commits fall between any two pages, and before and behind what was read.
                 if values % 100 == 0 && round < 60 {
-                    commit(&store, changes(round * 17 % 200));
+                    let trim_to = round.is_multiple_of(3).then_some(u64::from(round) * 2);
+                    commit(&store, changes(round * 17 % 200), trim_to);
                     round += 1;
                     states.insert(store.head().batch, all(&store));
                 }
@@ -169,6 +171,7 @@ mod tests {
         other.switch_to_next_log().unwrap();
         let copied = SledStore::inspect(&other).unwrap();
         assert_eq!(copied.head(), head);
+        assert!(head.first_seq > 5, "no event went while the copy was made");
         assert!(all(&copied) == states[&head.batch]);
         assert!(store.lock_writer().copies.behind.is_empty());
     }

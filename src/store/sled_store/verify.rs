@@ -95,6 +95,8 @@ impl HistoryCheck {
         if self.done {
             return Ok(true);
         }
+        // What was let go of meanwhile does not come any more.
+        self.next_event = self.next_event.max(position.first_seq);
         let mut left = limit;
         let mut from = match &self.cursor {
             Some(cursor) => Bound::Excluded(cursor.clone()),
@@ -296,9 +298,35 @@ mod tests {
             change(b"rdb", None);
             change(b"rdab", Some(b"new"));
             change(&event_key(3), Some(b"new"));
-            position.next_seq = 4;
+            change(&event_key(1), None);
+            (position.first_seq, position.next_seq) = (2, 4);
             while !check.page(&disk, &position, 1).unwrap() {}
-            assert_eq!(check.checked(), 5, "after {stop} pages");
+            assert_eq!(check.checked(), 4, "after {stop} pages");
+        }
+    }
+
+    #[test]
+    fn a_check_in_pages_goes_on_behind_what_was_let_go_of() {
+        for stop in 0..5 {
+            for until in 2..=3 {
+                let dir = tempfile::tempdir().unwrap();
+                let disk = store(dir.path(), |_, _| {});
+                let mut position = head(&disk).unwrap();
+                let mut check = HistoryCheck::new(&position);
+                for _ in 0..stop {
+                    check.page(&disk, &position, 1).unwrap();
+                }
+                for seq in 1..until {
+                    let key = event_key(seq);
+                    let old = disk.get(&key).unwrap().unwrap().to_vec();
+                    check.changed(&disk, &key, Some(&old), None).unwrap();
+                    position.history.remove(&key, &old);
+                    disk.commit(vec![(key, None)]).unwrap();
+                }
+                position.first_seq = until;
+                while !check.page(&disk, &position, 1).unwrap() {}
+                assert_eq!(check.checked(), 5 - until, "after {stop} pages");
+            }
         }
     }
 }

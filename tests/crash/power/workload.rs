@@ -18,6 +18,8 @@ const HELD_AT_MOST: Duration = Duration::from_secs(20);
 /// One whose values are no more than bytes to the store and to a migration.
 pub const ROLE: &str = "coordinator";
 const EVENTS_PER_BATCH: u64 = 3;
+/// Fewer than those of the batches between two that let go of old ones, so that these are from any of them.
+const EVENTS_KEPT: u64 = 10;
 const PAYLOAD_MAX: u64 = 1 << 20;
 const PAYLOAD_SLOTS: u64 = 12;
 const PAYLOAD_PREFIX: &[u8] = b"payload/";
@@ -38,11 +40,20 @@ pub struct Batch {
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
     pub seed: u64,
-    /// Every third batch is large.
+    /// Every third batch is large, and every fifth lets go of old events.
     pub bulk: bool,
 }
 
 impl Workload {
+    fn trims(self, k: u64) -> Option<u64> {
+        (self.bulk && k.is_multiple_of(5)).then(|| (k * EVENTS_PER_BATCH).saturating_sub(EVENTS_KEPT))
+    }
+
+    /// The first event after batch `k`.
+    fn first(self, k: u64) -> u64 {
+        (1..=k).filter_map(|k| self.trims(k)).max().unwrap_or(1).max(1)
+    }
+
     fn random(self, batch: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed.wrapping_mul(1_000_003).wrapping_add(batch))
     }
@@ -169,11 +180,13 @@ impl Opened {
             held.extend(value.as_deref().map(decode));
             released.extend(self.store.get(key).map_err(|error| format!("get: {error}"))?.as_deref().map(decode));
         }
+        let trim_to = workload.trims(self.batches + 1);
         let commit = Commit {
             epoch: head.epoch,
             expected: head.next_seq,
             events,
             changes: changes.into_iter().collect(),
+            trim_to,
         };
         self.store.commit(&commit).map_err(|error| format!("commit: {error}"))?;
         self.batches += 1;
@@ -195,11 +208,9 @@ impl Opened {
             return Err(format!("the records are not those of batch {k}"));
         }
         let events = self.store.events(1, usize::MAX).map_err(|error| format!("events: {error}"))?;
-        if !events
-            .iter()
-            .map(|(_, event)| event)
-            .eq(oracle.events[..(k * EVENTS_PER_BATCH) as usize].iter())
-        {
+        let first = oracle.workload.first(k);
+        let expected_events = &oracle.events[first as usize - 1..(k * EVENTS_PER_BATCH) as usize];
+        if self.store.head().first_seq != first || !events.iter().map(|(_, event)| event).eq(expected_events) {
             return Err(format!("the events are not those of batch {k}"));
         }
         let mut held = expected.iter().filter(|(key, _)| key.starts_with(PAYLOAD_PREFIX));

@@ -126,6 +126,7 @@ fn what_the_values_refer_to_is_in_the_backup_even_if_it_is_let_go_meanwhile() {
                 expected,
                 events,
                 changes,
+                trim_to: None,
             })
             .unwrap()
     };
@@ -167,6 +168,7 @@ fn no_beginning_of_a_backup_is_taken_for_all_of_it() {
         expected: head.next_seq,
         events: vec![b"event".to_vec()],
         changes: vec![(count, Some(codec::encode(&(*pinned, 1u32))))],
+        trim_to: None,
     };
     store.commit(&commit).unwrap();
     let mut bytes = Vec::new();
