@@ -86,6 +86,7 @@ fn links_lead_somewhere() {
         "docs/configuration.md",
         "docs/durability.md",
         "docs/operations.md",
+        "docs/api.md",
         "docs/metrics.md",
     ] {
         let text = read(page);

@@ -37,6 +37,7 @@ use crate::wire::serve::bind;
 use anyhow::Context;
 use bytes::Bytes;
 use index::Index;
+use logs::Logs;
 use settings::Settings;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +74,8 @@ pub struct Shared {
     pub subscription: Subscription,
     /// Which jobs there are.
     pub index: Arc<Index>,
+    /// What tasks printed.
+    pub logs: Logs,
 }
 
 /// How the subscription at the coordinator stands, for readiness and status. Volatile; cheap to clone.
@@ -221,6 +224,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         recovery: Arc::new(opened.engine.report.clone()),
         subscription: Subscription::default(),
         index: index.clone(),
+        logs: Logs::new(cluster.clone()),
     };
 
     let (effects, queue) = mpsc::unbounded_channel();

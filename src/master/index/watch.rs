@@ -41,12 +41,13 @@ impl Watchers {
 }
 
 impl Watcher {
-    /// Resolves once a commit changed the job since the watcher was made, or since this resolved last.
-    pub async fn changed(&mut self) {
+    /// Resolves once a commit changed the job since the watcher was made, or since this resolved last, with the number of its last event.
+    pub async fn changed(&mut self) -> Seq {
         if self.changes.changed().await.is_err() {
             // The sender lives as long as one who waits.
             std::future::pending::<()>().await;
         }
+        *self.changes.borrow_and_update()
     }
 }
 

@@ -30,7 +30,8 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use v1::problem::{Code, Problem};
 
 /// The largest request body, bytes: FedVision 0.1 takes one byte less than 1 MiB.
 const BODY_MAX: usize = 1024 * 1024 - 1;
@@ -44,6 +45,9 @@ const READ_LIMIT: Duration = Duration::from_secs(2);
 /// Requests that may wait for a job at once: they cost a connection each, and others must find one.
 const WAITS_MAX: usize = 256;
 
+/// Clients that may follow events or logs at once; each has a connection for long.
+const STREAMS_MAX: usize = 256;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Door {
@@ -53,6 +57,8 @@ pub struct Door {
     backups: Arc<Semaphore>,
     /// Requests that wait for a job.
     waits: Arc<Semaphore>,
+    /// Clients that follow something.
+    streams: Arc<Semaphore>,
 }
 
 impl Door {
@@ -64,7 +70,19 @@ impl Door {
             limits,
             backups: Arc::new(Semaphore::new(1)),
             waits: Arc::new(Semaphore::new(WAITS_MAX)),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }
+    }
+
+    /// A place for a client that follows something.
+    fn take_stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let many = || {
+            Problem::new(
+                Code::TooManyStreams,
+                format!("{STREAMS_MAX} clients follow events or logs, which is the most; come back"),
+            )
+        };
+        self.streams.clone().try_acquire_owned().map_err(|_| many())
     }
 
     async fn read(&self, key: Key) -> Result<Option<Record>, Unreadable> {

@@ -1,9 +1,11 @@
 //! `/api/v1` from the outside: its contract, its shapes, and what it says to bad requests.
 
 mod contract;
+mod events;
 mod fuzz;
 mod golden;
 mod lists;
+mod paper;
 mod problems;
 mod submit;
 

@@ -126,7 +126,7 @@ pub(in crate::master::rest) async fn get(
             return Ok(shown.answer(&known));
         };
         tokio::select! {
-            () = watcher.changed() => {}
+            _ = watcher.changed() => {}
             () = tokio::time::sleep_until(end) => return Ok(shown.answer(&known)),
             () = door.shared.supervisor.stopped() => return Ok(shown.answer(&known)),
         }

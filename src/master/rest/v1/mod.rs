@@ -6,9 +6,13 @@
 
 mod body;
 mod cursor;
+mod event;
+mod events;
+mod export;
 mod filter;
 mod job;
 mod jobs;
+mod logs;
 pub(super) mod openapi;
 mod page;
 pub(super) mod path;
@@ -34,6 +38,10 @@ pub(super) fn routes() -> Router<Door> {
         .route("/api/v1/jobs/{id}", get(jobs::get))
         .route("/api/v1/jobs/{id}/tasks", get(tasks::of_job))
         .route("/api/v1/jobs/{id}/tasks/{task}", get(tasks::get))
+        .route("/api/v1/jobs/{id}/tasks/{task}/logs", get(logs::of_task))
+        .route("/api/v1/jobs/{id}/events", get(events::of_job))
+        .route("/api/v1/jobs:export", get(export::export))
+        .route("/api/v1/events", get(events::all))
         .route("/api/v1/tasks", get(tasks::list))
         .route("/api/v1/proposals", get(proposals::list))
         .route("/api/v1/proposals/{id}", get(proposals::get))

@@ -104,7 +104,17 @@ codes! {
     /// The events that are asked for were removed.
     EventsTrimmed = "events_trimmed", GONE, "events were removed", None;
     /// Too many clients follow events.
-    TooManyStreams = "too_many_streams", TOO_MANY_REQUESTS, "too many clients follow events", Some(10);
+    TooManyStreams = "too_many_streams", TOO_MANY_REQUESTS, "too many clients follow events or logs", Some(10);
+    /// Nothing is kept of what a task printed.
+    LogsGone = "logs_gone", NOT_FOUND, "the logs are not there any more", None;
+    /// A task has not begun.
+    TaskNotStarted = "task_not_started", NOT_FOUND, "the task has not begun", None;
+    /// The cluster manager or the worker is of a release that knows no logs.
+    LogsUnsupported = "logs_unsupported", NOT_IMPLEMENTED, "there are no logs here", None;
+    /// The worker that has the logs is away.
+    WorkerAway = "worker_away", SERVICE_UNAVAILABLE, "the worker is away", Some(5);
+    /// The cluster manager does not answer.
+    ClusterUnreachable = "cluster_unreachable", SERVICE_UNAVAILABLE, "the cluster manager cannot be reached", Some(5);
     /// Too many requests wait for jobs.
     TooManyWaits = "too_many_waits", TOO_MANY_REQUESTS, "too many requests wait", Some(5);
     /// The index of the jobs is being made.
@@ -161,6 +171,7 @@ struct Shape<'a> {
     job_id: Option<&'a str>,
     /// The first event there is, when older ones were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
     oldest_seq: Option<Seq>,
 }
 

@@ -1,0 +1,234 @@
+//! What happened, as pages and as streams: whole, in order, and so again after any break.
+
+use super::{Http, golden, master};
+use crate::support::{Client, DEADLINE, Federation};
+use serde_json::{Value, json};
+
+/// Reads a stream of server-sent events.
+struct Stream {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Stream {
+    async fn open(http: &Http, path: &str, last: Option<u64>) -> Self {
+        let mut request = http.http.get(format!("{}{path}", http.base)).header("accept", "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last.to_string());
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let text = String::new();
+        Self { response, text }
+    }
+
+    /// The next event: its number and its data; what is no event is passed over.
+    async fn next(&mut self) -> (u64, Value) {
+        loop {
+            while let Some(at) = self.text.find("\n\n") {
+                let block: String = self.text.drain(..at + 2).collect();
+                let field = |name: &str| {
+                    let mut lines = block.lines().filter_map(|line| line.split_once(": "));
+                    lines.find(|(field, _)| *field == name).map(|(_, value)| value.to_owned())
+                };
+                if let Some(id) = field("id") {
+                    let data: Value = serde_json::from_str(&field("data").unwrap()).unwrap();
+                    assert_eq!(field("event").unwrap(), data["type"], "{block}");
+                    assert_eq!(data["seq"].to_string(), id, "{block}");
+                    return (id.parse().unwrap(), data);
+                }
+            }
+            let piece = tokio::time::timeout(DEADLINE, self.response.chunk())
+                .await
+                .expect("more comes")
+                .unwrap();
+            self.text
+                .push_str(std::str::from_utf8(&piece.expect("the stream goes on")).unwrap());
+        }
+    }
+}
+
+/// All events by pages.
+async fn pages(http: &Http, path: &str, limit: usize) -> Vec<Value> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let page = http.get(&format!("{path}?limit={limit}&after={after}")).await.json(200);
+        all.extend(page["items"].as_array().unwrap().iter().cloned());
+        match page["next_cursor"].as_str() {
+            Some(next) => after = next.parse().unwrap(),
+            None => return all,
+        }
+    }
+}
+
+fn numbers(events: &[Value]) -> Vec<u64> {
+    events.iter().map(|event| event["seq"].as_u64().unwrap()).collect()
+}
+
+/// A client that is killed again and again, and comes back with the last number it has, sees every event once and in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_broken_fifty_times_misses_and_repeats_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut master = master(dir.path()).await;
+    let (http, client) = (Http::new(&master.address), Client::new(&master.address));
+    let (mut seen, mut last) = (Vec::new(), 0);
+    for round in 0..50u64 {
+        if round == 25 {
+            master.kill_and_start().await;
+        }
+        let begun = client.submit("dummy", &json!({ "worker_num": 0 })).await;
+        let mut stream = Stream::open(&http, "/api/v1/events", Some(last)).await;
+        let writer = {
+            let client = client.clone();
+            async move { client.submit("dummy", &json!({ "worker_num": 1, "proposal_wait_time": 1 })).await }
+        };
+        // Read a few while more comes, and break off anywhere.
+        let reader = async {
+            for _ in 0..=round % 4 {
+                let (seq, event) = stream.next().await;
+                seen.push(event);
+                last = seq;
+            }
+        };
+        let ((), other) = tokio::join!(reader, writer);
+        assert_ne!(begun, other);
+    }
+    // The rest, in one go.
+    let all = pages(&http, "/api/v1/events", 7).await;
+    let mut stream = Stream::open(&http, "/api/v1/events", Some(last)).await;
+    while last < *numbers(&all).last().unwrap() {
+        let (seq, event) = stream.next().await;
+        seen.push(event);
+        last = seq;
+    }
+    let upto: Vec<Value> = pages(&http, "/api/v1/events", 1000).await;
+    let upto: Vec<Value> = upto.into_iter().filter(|event| event["seq"].as_u64().unwrap() <= last).collect();
+    assert_eq!(numbers(&seen), numbers(&upto));
+    assert_eq!(seen, upto);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_story_of_a_job_is_whole_and_goes_on() {
+    let federation = Federation::start(2).await;
+    let http = Http::new(&federation.parties[0].master.address);
+    let client = federation.client(0);
+    let other = client.submit("dummy", &json!({ "worker_num": 0 })).await;
+    let id = client.submit("dummy", &json!({ "worker_num": 2, "proposal_wait_time": 2 })).await;
+    let path = format!("/api/v1/jobs/{id}/events");
+    let mut stream = Stream::open(&http, &path, None).await;
+    let mut live = Vec::new();
+    while live.last().is_none_or(|event: &Value| event["type"] != "job_succeeded") {
+        live.push(stream.next().await.1);
+        let event = live.last().unwrap();
+        // That a proposal was offered does not tell of which job it is.
+        assert!(event["job_id"] == id.as_str() || event["type"] == "proposal_offered", "{event}");
+    }
+    client.until(&format!("/api/v1/jobs/{id}"), |job| job["live"] == false).await;
+    client.ended(&other).await;
+    let story = pages(&http, &path, 3).await;
+    assert!(story.len() >= live.len());
+    assert_eq!(story[..live.len()], live[..]);
+    assert_eq!(story[0]["type"], "job_accepted");
+    let all = pages(&http, "/api/v1/events", 100).await;
+    // The story is what the log has of the job.
+    let of_job: Vec<Value> = all.into_iter().filter(|event| event["job_id"] == id.as_str()).collect();
+    for seq in numbers(&of_job) {
+        assert!(numbers(&story).contains(&seq), "event {seq} is missing in the story");
+    }
+    assert!(numbers(&story).is_sorted());
+    let kinds: Vec<&str> = story.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    for kind in [
+        "job_proposing",
+        "task_held",
+        "job_running",
+        "task_submitted",
+        "task_ended",
+        "job_succeeded",
+    ] {
+        assert!(kinds.contains(&kind), "{kinds:?}");
+    }
+    golden::check("event", story.iter().find(|event| event["type"] == "task_ended").unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_refused_in_words_and_limited() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = master(dir.path()).await;
+    let (http, client) = (Http::new(&master.address), Client::new(&master.address));
+    let id = client.submit("dummy", &json!({ "worker_num": 0 })).await;
+    let stream = ("accept", "text/event-stream;q=0.9, */*");
+    for bad in ["x", "-1", "1.5", "99999999999999999999", "18446744073709551615"] {
+        let answer = http.send("GET", "/api/v1/events", &[stream, ("last-event-id", bad)], "").await;
+        assert_eq!((answer.status, answer.problem(bad).0.as_str()), (400, "invalid_header"), "{bad}");
+    }
+    assert_eq!(
+        http.send("GET", "/api/v1/jobs/nope/events", &[stream], "").await.problem("job").0,
+        "job_not_found"
+    );
+    for query in ["after=x", "after=-1", "limit=1001", "limit=0"] {
+        assert_eq!(
+            http.get(&format!("/api/v1/events?{query}")).await.problem(query).0,
+            "invalid_parameter"
+        );
+    }
+    let mut open = Vec::new();
+    let refused = loop {
+        let request = http
+            .http
+            .get(format!("{}/api/v1/jobs/{id}/events", http.base))
+            .header("accept", "text/event-stream");
+        let response = request.send().await.unwrap();
+        match response.status().as_u16() {
+            200 => open.push(response),
+            status => break (status, response.headers()["retry-after"].to_str().unwrap().to_owned()),
+        }
+        assert!(open.len() <= 256);
+    };
+    assert_eq!(refused, (429, "10".to_owned()));
+    // Others are served, and the places come back.
+    assert_eq!(http.get(&format!("/api/v1/jobs/{id}")).await.status, 200);
+    drop(open);
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while http
+        .http
+        .get(format!("{}/api/v1/events", http.base))
+        .header("accept", "text/event-stream")
+        .send()
+        .await
+        .unwrap()
+        .status()
+        != 200
+    {
+        assert!(std::time::Instant::now() < deadline, "no place comes back");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_all_jobs_a_line_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = master(dir.path()).await;
+    let http = Http::new(&master.address);
+    let item = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } });
+    let items: Vec<Value> = (0..250).map(|_| item.clone()).collect();
+    let made = http.post("/api/v1/jobs:batch", &json!({ "items": items })).await.json(200);
+    let made: std::collections::BTreeSet<String> = made["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["job"]["job_id"].as_str().unwrap().to_owned())
+        .collect();
+    let answer = http.get("/api/v1/jobs:export?fields=job_id,config").await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/x-ndjson"));
+    let lines: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 250);
+    let exported = lines.iter().map(|job| job["job_id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(made, exported);
+    assert!(lines.iter().all(|job| job["config"] == item["job_config"]));
+    assert_eq!(http.get("/api/v1/jobs:export?state=success").await.text(), "");
+    assert_eq!(
+        http.get("/api/v1/jobs:export?limit=5").await.problem("limit").0,
+        "unknown_parameter"
+    );
+}
