@@ -189,7 +189,9 @@ async fn story(door: &Door, job: &JobId, after: Seq) -> Result<Vec<(Seq, Record)
         })?;
         last.retain(|last| *last > after);
         let mut events = reader.thread(last, STORY_MAX)?;
-        events.retain(|(seq, _)| (after + 1..=head).contains(seq));
+        // That a proposal was offered belongs to the job only once it is won, too late for a stream that has passed its number.
+        let of_job = |event: &Record| !matches!(event, Record::ProposalOffered { .. });
+        events.retain(|(seq, event)| (after + 1..=head).contains(seq) && of_job(event));
         events.reverse();
         Ok(events)
     })
