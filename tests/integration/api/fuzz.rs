@@ -8,6 +8,12 @@ use serde_json::{Value, json};
 const PATHS: &[&str] = &[
     "/api/v1/jobs",
     "/api/v1/jobs:batch",
+    "/api/v1/jobs:cancel",
+    "/api/v1/jobs/x:cancel",
+    "/api/v1/jobs/x:rerun",
+    "/api/v1/jobs/x:nope",
+    "/api/v1/events",
+    "/api/v1/jobs/x/events",
     "/api/v1/jobs/p1-20260101000000-1",
     "/api/v1/jobs/x/tasks",
     "/api/v1/jobs/x/tasks/y",

@@ -1,5 +1,6 @@
 //! `/api/v1` from the outside: its contract, its shapes, and what it says to bad requests.
 
+mod actions;
 mod contract;
 mod events;
 mod fuzz;

@@ -33,6 +33,9 @@ pub(in crate::master::rest) struct Event {
     pub job_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_type: Option<String>,
+    /// The job that tries again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -75,6 +78,24 @@ impl Event {
                 exit_code: failure.exit_code,
                 stderr_tail: said(&failure.stderr_tail),
                 ..Self::of_job("job_failed", job).at(*at).because(&failure.reason)
+            },
+            Record::JobCancelled { job, reason, at } => Self::of_job("job_cancelled", job).at(*at).because(reason),
+            Record::JobHeld { job, at } => Self::of_job("job_held", job).at(*at),
+            Record::JobReleased { job, at } => Self::of_job("job_released", job).at(*at),
+            Record::JobWoken { job, at } => Self::of_job("job_woken", job).at(*at),
+            Record::JobRepeated { job, successor } => Self {
+                successor: Some(successor.to_string()),
+                ..Self::of_job("job_repeated", job)
+            },
+            Record::KeyTaken { job, .. } => Self::of_job("key_taken", job),
+            Record::JobPurged { job, at, .. } => Self::of_job("job_purged", job).at(*at),
+            Record::ForgetBegun { job, at } => Self::of_job("forget_begun", job).at(*at),
+            Record::JobForgotten { job } => Self::of_job("job_forgotten", job),
+            Record::TaskPurged { key } => Self::of_task("task_purged", key),
+            Record::ProposalPurged { proposal } => Self::of_proposal("proposal_purged", proposal),
+            Record::KeyDropped { .. } => Self {
+                kind: "key_dropped",
+                ..Self::default()
             },
             Record::LeaseReleased { job } => Self::of_job("lease_released", job),
             Record::TaskHeld { key, task_type, at, .. } => Self {

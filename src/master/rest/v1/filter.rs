@@ -8,7 +8,9 @@ use super::time;
 use crate::machine::ids::Timestamp;
 use crate::machine::master::records::{Job, StepName};
 use crate::master::index::{Wanted, label_hashes, state_number};
-use std::collections::BTreeSet;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
 
 /// The most labels of one filter.
 const LABELS_MAX: usize = 16;
@@ -26,6 +28,29 @@ pub(in crate::master::rest) struct Filter {
     created_before: Option<Timestamp>,
     /// What the id begins with.
     begin: Option<String>,
+}
+
+/// The same in a body.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Filter)]
+pub(in crate::master::rest) struct FilterBody {
+    /// In one of these states.
+    #[serde(default)]
+    #[schema(value_type = Vec<super::job::State>)]
+    state: Vec<String>,
+    job_type: Option<String>,
+    /// With all of these labels; null for any value.
+    #[serde(default)]
+    labels: BTreeMap<String, Option<String>>,
+    /// Accepted at this time or later.
+    #[schema(format = DateTime)]
+    created_after: Option<String>,
+    /// Accepted before this time.
+    #[schema(format = DateTime)]
+    created_before: Option<String>,
+    /// Whose id begins so.
+    q: Option<String>,
 }
 
 impl Filter {
@@ -62,6 +87,39 @@ impl Filter {
             created_before: at(query, "created_before")?,
             begin,
         })
+    }
+
+    /// From the body of a bulk action.
+    ///
+    /// # Errors
+    /// A field of it is not right.
+    pub(in crate::master::rest) fn of_body(body: FilterBody) -> Result<Self, Problem> {
+        let at = |text: Option<String>, name: &str| -> Result<Option<Timestamp>, Problem> {
+            let read = |text: String| {
+                time::read(&text).map_err(|why| Problem::field(&format!("/filter/{name}"), format!("{} {why}", quoted(&text))))
+            };
+            text.map(read).transpose()
+        };
+        let states = body
+            .state
+            .iter()
+            .map(|name| state(name).map_err(|why| Problem::field("/filter/state", why)));
+        Ok(Self {
+            states: states.collect::<Result<_, _>>()?,
+            job_type: body.job_type,
+            labels: body.labels.into_iter().collect(),
+            created_after: at(body.created_after, "created_after")?,
+            created_before: at(body.created_before, "created_before")?,
+            begin: body.q.filter(|begin| !begin.is_empty()),
+        })
+    }
+
+    /// The same for jobs that have not ended; `None` when it means only those that have.
+    pub(in crate::master::rest) fn not_ended(mut self) -> Option<Self> {
+        let all = self.states.is_empty();
+        let open = StepName::ALL.into_iter().filter(|state| !state.is_final());
+        self.states = open.filter(|state| all || self.states.contains(state)).collect();
+        (!self.states.is_empty()).then_some(self)
     }
 
     /// A text that is the same for the same filter, and another for another.

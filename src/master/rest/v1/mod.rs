@@ -4,6 +4,7 @@
 //! refused (`query`, `body`), and every refusal is a `problem`. Answers rest on durable state only.
 #![allow(dead_code, reason = "what the next steps need")]
 
+mod act;
 mod body;
 mod cursor;
 mod event;
@@ -35,7 +36,8 @@ pub(super) fn routes() -> Router<Door> {
     Router::new()
         .route("/api/v1/jobs", get(jobs::list).post(submit::submit))
         .route("/api/v1/jobs:batch", post(submit::batch))
-        .route("/api/v1/jobs/{id}", get(jobs::get))
+        .route("/api/v1/jobs/{id}", get(jobs::get).post(act::act).delete(act::purge))
+        .route("/api/v1/jobs:cancel", post(act::cancel_many))
         .route("/api/v1/jobs/{id}/tasks", get(tasks::of_job))
         .route("/api/v1/jobs/{id}/tasks/{task}", get(tasks::get))
         .route("/api/v1/jobs/{id}/tasks/{task}/logs", get(logs::of_task))

@@ -4,7 +4,7 @@
 //! `docs/openapi.json` is the same text, so that a change of the contract shows in a review; `fedbroker openapi` writes it.
 
 use super::super::{backup, health};
-use super::{events, export, jobs, logs, proposals, status, submit, tasks};
+use super::{act, events, export, jobs, logs, proposals, status, submit, tasks};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use std::sync::LazyLock;
@@ -24,7 +24,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
             Every refusal is an RFC 9457 problem with a stable `code`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    paths(jobs::list, submit::submit, submit::batch, jobs::get, export::export, events::of_job, events::all, logs::of_task, tasks::list, tasks::of_job, tasks::get, proposals::list, proposals::get, status::status, backup::backup, health::live, health::ready),
+    paths(jobs::list, submit::submit, submit::batch, jobs::get, act::cancel, act::rerun, act::hold, act::release, act::purge, act::cancel_many, export::export, events::of_job, events::all, logs::of_task, tasks::list, tasks::of_job, tasks::get, proposals::list, proposals::get, status::status, backup::backup, health::live, health::ready),
     tags(
         (name = "jobs", description = "Jobs this party initiated"),
         (name = "events", description = "What happened, as pages and as streams"),

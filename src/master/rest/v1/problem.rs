@@ -121,6 +121,18 @@ codes! {
     IndexBuilding = "index_building", SERVICE_UNAVAILABLE, "the index of the jobs is being made", Some(1);
     /// The machine's rules do not allow it.
     Refused = "refused", CONFLICT, "the request is not allowed now", None;
+    /// The key came with something else before; `job_id` is what it made.
+    KeyConflict = "key_conflict", CONFLICT, "the idempotency key was used otherwise", None;
+    /// The job that the key made has been purged.
+    KeyPurged = "key_purged", CONFLICT, "the job of the idempotency key has been purged", None;
+    /// The job has ended.
+    JobEnded = "job_ended", CONFLICT, "the job has ended", None;
+    /// The job has not ended, or its end is not complete.
+    JobNotEnded = "job_not_ended", CONFLICT, "the job has not ended", None;
+    /// The job is past the states in which it can be held.
+    JobNotHoldable = "job_not_holdable", CONFLICT, "the job cannot be held any more", None;
+    /// The job is not held.
+    JobNotHeld = "job_not_held", CONFLICT, "the job is not held", None;
     /// As many jobs are under way as there may be.
     TooManyJobs = "too_many_jobs", SERVICE_UNAVAILABLE, "too many jobs are under way", Some(5);
     /// Whether it was recorded is known after a restart of the master.

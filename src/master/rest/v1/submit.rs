@@ -135,16 +135,7 @@ impl<'de> Deserialize<'de> for Time {
 pub(in crate::master::rest) async fn submit(State(door): State<Door>, _: NoQuery, request: Request) -> Result<Response, Problem> {
     let headers = request.headers().clone();
     let mut provenance = provenance(&headers, request.extensions().get::<Peer>());
-    if let Some(value) = headers.get(KEY) {
-        let key = value.to_str().unwrap_or_default();
-        if headers.get_all(KEY).iter().count() > 1 || !intake::is_key(key) {
-            return Err(Problem::new(
-                Code::InvalidHeader,
-                "idempotency-key: once, 1 to 255 visible characters of ASCII",
-            ));
-        }
-        provenance.key = Some(intake::key_hash(key));
-    }
+    provenance.key = key_of(&headers)?.map(|key| intake::key_hash(&key));
     let limit = Limit {
         bytes: BODY_MAX,
         time: door.limits.body,
@@ -233,6 +224,20 @@ fn wish(submit: Submit) -> Result<Wish, Problem> {
     })
 }
 
+/// The `Idempotency-Key` of a request.
+///
+/// # Errors
+/// It is none that can be taken, or is there twice.
+pub(in crate::master::rest) fn key_of(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(KEY) else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    if headers.get_all(KEY).iter().count() > 1 || !intake::is_key(key) {
+        let what = "idempotency-key: once, 1 to 255 visible characters of ASCII";
+        return Err(Problem::new(Code::InvalidHeader, what));
+    }
+    Ok(Some(key.to_owned()))
+}
+
 /// Who asks.
 pub(in crate::master::rest) fn provenance(headers: &HeaderMap, peer: Option<&Peer>) -> Provenance {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -274,7 +279,7 @@ pub(in crate::master::rest) async fn answer(door: &Door, taken: &Taken) -> Resul
     Ok(response)
 }
 
-async fn shown(door: &Door, id: &JobId) -> Result<Value, Problem> {
+pub(in crate::master::rest) async fn shown(door: &Door, id: &JobId) -> Result<Value, Problem> {
     let fields = Fields::all();
     let record = jobs::find(door, id.as_str()).await?;
     let beside = jobs::beside(door, &record, |name| fields.shows(name)).await?;
@@ -316,14 +321,33 @@ fn bad_job(bad: &BadJob) -> Problem {
 /// Why the machine, or its store, did not take a command.
 pub(in crate::master::rest) fn refused(door: &Door, refusal: Refusal<Rejection>) -> Problem {
     match refusal {
-        Refusal::Rejected(why @ Rejection::Full) => Problem::new(Code::TooManyJobs, why),
-        Refusal::Rejected(why) => Problem::new(Code::Refused, why),
+        Refusal::Rejected(why) => rejected(why),
         refusal @ Refusal::DiskFull => Problem::new(Code::DiskFull, refusal),
         refusal @ Refusal::Unknown if door.shared.handle.condition() == Condition::ReadOnly => {
             Problem::new(Code::DiskFull, format!("the disk is full: {refusal}"))
         }
         refusal @ Refusal::Unknown => Problem::new(Code::OutcomeUnknown, refusal),
         refusal @ Refusal::Stopped => Problem::new(Code::Stopping, refusal),
+    }
+}
+
+fn rejected(why: Rejection) -> Problem {
+    let (code, job) = match &why {
+        Rejection::KeyConflict { first } => (Code::KeyConflict, Some(first.clone())),
+        Rejection::KeyPurged { first } => (Code::KeyPurged, Some(first.clone())),
+        Rejection::NotFound(job) => (Code::JobNotFound, Some(job.clone())),
+        Rejection::Ended { job, .. } => (Code::JobEnded, Some(job.clone())),
+        Rejection::NotEnded { job, .. } => (Code::JobNotEnded, Some(job.clone())),
+        Rejection::NotHoldable { job, .. } => (Code::JobNotHoldable, Some(job.clone())),
+        Rejection::NotHeld { job, .. } => (Code::JobNotHeld, Some(job.clone())),
+        Rejection::Malformed(_) => (Code::InvalidField, None),
+        Rejection::Full => (Code::TooManyJobs, None),
+        Rejection::Late(_) => (Code::Refused, None),
+    };
+    let problem = Problem::new(code, &why);
+    match job {
+        Some(job) => problem.of_job(job),
+        None => problem,
     }
 }
 
