@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Records read, or jobs looked at, in one go.
 const PAGE: usize = 256;
+/// Events removed in one go.
+const EVENTS: usize = 1000;
 /// Jobs purged together: one commit for all of them, as a rule.
 const BATCH: usize = 32;
 /// Between two goes, so that others have the disk and the loop.
@@ -38,6 +40,8 @@ pub(super) struct Retention {
     pub cancelled: Keep,
     /// Proposals this party was asked to join, and the tasks that came of other parties' jobs, days.
     pub proposals_days: u32,
+    /// Events, days: the story of a job that is kept longer loses its beginning.
+    pub events_days: u32,
     /// Idempotency keys of purged jobs, days.
     pub keys_days: u32,
     /// How often is looked for what is due, seconds.
@@ -67,6 +71,7 @@ impl Default for Retention {
             failed: Keep::default(),
             cancelled: Keep::default(),
             proposals_days: 30,
+            events_days: 90,
             keys_days: 30,
             every_s: 600,
         }
@@ -116,6 +121,7 @@ impl Sweeper {
         }
         removed += self.proposals(before(retention.proposals_days)).await?;
         removed += self.keys(before(retention.keys_days)).await?;
+        removed += self.events(before(retention.events_days)).await?;
         Ok(removed)
     }
 
@@ -219,6 +225,30 @@ impl Sweeper {
             Ok(Some((participation.proposal, won)))
         };
         self.pages(b"p", old, |proposals| Command::PurgeProposals { proposals }).await
+    }
+
+    /// Events up to the last one of that time; those that carry no time go with their neighbours.
+    async fn events(&self, due: Timestamp) -> Result<u64, Trouble> {
+        let mut removed = 0;
+        loop {
+            let reader = self.shared.handle.reader().clone();
+            let old = move || {
+                let first = reader.first_seq();
+                let page = reader.events(first, EVENTS)?;
+                let young = page.iter().find(|(_, event)| event.at().is_some_and(|at| at > due));
+                let end = young.or(page.last()).map_or(first, |(seq, _)| *seq);
+                Ok((first, end))
+            };
+            let (first, end) = blocking(old).await?;
+            if end == first {
+                return Ok(removed);
+            }
+            let trimmed = self.shared.handle.trim(end).await;
+            removed += trimmed
+                .map_err(|refusal| Trouble::Refused(refusal.to_string()))?
+                .saturating_sub(first);
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn keys(&self, due: Timestamp) -> Result<u64, Trouble> {

@@ -329,6 +329,34 @@ pub enum Event {
 }
 
 impl Event {
+    /// When it happened; `None` for those that change no state.
+    pub fn at(&self) -> Option<Timestamp> {
+        match self {
+            Event::JobAccepted { at, .. }
+            | Event::JobLeased { at, .. }
+            | Event::JobProposing { at, .. }
+            | Event::JobRunning { at, .. }
+            | Event::JobSucceeded { at, .. }
+            | Event::JobFailed { at, .. }
+            | Event::JobCancelled { at, .. }
+            | Event::JobHeld { at, .. }
+            | Event::JobReleased { at, .. }
+            | Event::JobWoken { at, .. }
+            | Event::JobPurged { at, .. }
+            | Event::ForgetBegun { at, .. }
+            | Event::TaskHeld { at, .. }
+            | Event::TaskReleased { at, .. }
+            | Event::TaskSubmitted { at, .. }
+            | Event::TaskCancelling { at, .. }
+            | Event::TaskEnded { at, .. }
+            | Event::ProposalOffered { at, .. }
+            | Event::ProposalDeclined { at, .. }
+            | Event::ProposalWon { at, .. }
+            | Event::ProposalMissed { at, .. } => Some(*at),
+            _ => None,
+        }
+    }
+
     /// See [`Machine::thread`](crate::machine::Machine::thread). A proposal that was won goes on as the task: the story of the task begins with that of
     /// the proposal.
     pub(super) fn thread(&self) -> Option<Key> {

@@ -169,6 +169,7 @@ async fn an_ended_job_is_run_again_and_purged() {
 }
 
 /// Passes on requests, and drops a third of the answers, whole or in the middle, and some requests.
+#[expect(clippy::disallowed_methods, reason = "a proxy of the test's own")]
 async fn bad_proxy(to: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
