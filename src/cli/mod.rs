@@ -2,14 +2,17 @@
 
 mod bench;
 mod client;
+mod completion;
 mod exit;
 mod federation;
 mod installed;
+mod job;
+mod output;
 mod quickstart;
 mod serve;
 mod standalone;
+mod status;
 mod store;
-mod submit;
 
 use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
 use crate::job_types::exec::{SHIM_COMMAND, shim_main};
@@ -50,7 +53,13 @@ enum Command {
     /// Run a whole federation on this machine, until Ctrl-C
     Standalone(standalone::StandaloneOptions),
     /// Submit a job to a master
-    Submit(submit::SubmitOptions),
+    Submit(job::submit::SubmitOptions),
+    /// List, watch, wait for, cancel and otherwise handle the jobs of a master
+    Job(job::JobOptions),
+    /// Show what a master is doing
+    Status(status::StatusOptions),
+    /// Print a completion script for a shell
+    Completion(completion::CompletionOptions),
     /// Check, look into, back up, restore and migrate data directories
     Store(store::StoreOptions),
     /// Measure this machine, and what the durable queue, REST, a federation and a start make of it
@@ -103,7 +112,10 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Quickstart(options) => quickstart::run(options),
         Command::Standalone(options) => standalone::run(options),
-        Command::Submit(options) => submit::run(options),
+        Command::Submit(options) => job::block_on(job::submit::submit(options)),
+        Command::Job(options) => job::run(options),
+        Command::Status(options) => status::run(options),
+        Command::Completion(options) => completion::run::<Cli>(&options),
         Command::Store(options) => store::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Master(options) => serve::role(stop_on_stdin_end, |supervisor| crate::master::serve(options, supervisor)),

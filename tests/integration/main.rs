@@ -2,6 +2,7 @@
 
 mod api;
 mod bench;
+mod cli;
 mod cluster;
 mod coordinator;
 mod coordinator_limits;

@@ -9,7 +9,7 @@ use super::place::Place;
 use super::process;
 use super::progress::Progress;
 use super::table::{Column, Table, Unit};
-use crate::cli::client::Client;
+use crate::cli::client::{Client, Request};
 use crate::cli::federation::{Federation, Role};
 use anyhow::Context;
 use clap::Args;
@@ -144,7 +144,7 @@ impl Memory {
 /// Wait until a master takes part in the federation.
 async fn subscribed(client: &Client) -> anyhow::Result<()> {
     loop {
-        let status = client.get("/api/v1/status").await?.good()?;
+        let status = client.ask(Request::get(&["api", "v1", "status"])).await?;
         if status["coordinator"]["subscribed"] == true {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use super::place::Place;
 use super::progress::Progress;
 use super::raw;
 use super::table::{Column, Table, Unit};
-use crate::cli::client::Client as RestClient;
+use crate::cli::client::{Client as RestClient, Request};
 use crate::cli::federation::Role;
 use crate::supervisor::Supervisor;
 use anyhow::Context;
@@ -105,7 +105,9 @@ async fn own_master(place: &Place, connections: usize, length: Duration) -> anyh
     let measured = submits_and_queries(&master.address, connections, length).await?;
     master.kill().await?;
     master.restart().await?;
-    let status = RestClient::new(&master.address)?.get("/api/v1/status").await?.good()?;
+    let status = RestClient::new(&master.address)?
+        .ask(Request::get(&["api", "v1", "status"]))
+        .await?;
     let recovered: u64 = status["recovery"]["records"]
         .as_object()
         .into_iter()

@@ -5,7 +5,7 @@
 mod screen;
 mod training;
 
-use super::client::Client;
+use super::client::{Client, Request};
 use super::federation::{Federation, Ports, SLOTS};
 use super::installed;
 use crate::wire::connect::Backoff;
@@ -138,7 +138,7 @@ async fn job(federation: &mut Federation, screen: &Screen, crash: bool) -> anyho
             "params": { "rounds": ROUNDS, "round_delay_ms": ROUND_DELAY_MS },
         },
     });
-    let answer = client.post("/submit", &request).await?.good()?;
+    let answer = client.ask(Request::post(&["submit"]).json(&request)).await?;
     let id = answer["job_id"].as_str().context("no job id in the answer")?.to_owned();
     screen.step(&format!(
         "job {id} submitted to {}: federated averaging of handwritten digits",
@@ -155,10 +155,10 @@ async fn job(federation: &mut Federation, screen: &Screen, crash: bool) -> anyho
         if crash && crashed.is_none() && training.round() >= CRASH_AFTER {
             crashed = Some(crash_and_recover(federation, screen, &mut training).await?);
         }
-        let job = client.get(&format!("/api/v1/jobs/{id}")).await?.good()?;
+        let job = client.ask(Request::get(&["api", "v1", "jobs", &id])).await?;
         match job["state"].as_str() {
             Some("success") => break job,
-            Some("failed") => anyhow::bail!("the job failed: {}\n{}", shown(&job["reason"]), shown(&job["stderr_tail"])),
+            Some("failed" | "cancelled") => anyhow::bail!("the job failed: {}\n{}", shown(&job["reason"]), shown(&job["stderr_tail"])),
             Some(state) => screen.state(state, job["reason"].as_str()),
             None => {}
         }
@@ -196,7 +196,7 @@ async fn crash_and_recover(federation: &mut Federation, screen: &Screen, trainin
     let began = Instant::now();
     master.restart().await?;
     let recovery = began.elapsed();
-    let status = Client::new(&master.address)?.get("/api/v1/status").await?.good()?;
+    let status = Client::new(&master.address)?.ask(Request::get(&["api", "v1", "status"])).await?;
     let report = status["recovery"].clone();
     screen.step(&format!(
         "started again: serving after {:.0} ms, found {}",
@@ -270,7 +270,7 @@ fn shown(value: &Value) -> &str {
 async fn subscribed(client: &Client) -> anyhow::Result<()> {
     let mut backoff = Backoff::new();
     loop {
-        let status = client.get("/api/v1/status").await?.good()?;
+        let status = client.ask(Request::get(&["api", "v1", "status"])).await?;
         if status["coordinator"]["subscribed"] == true {
             return Ok(());
         }

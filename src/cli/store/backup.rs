@@ -2,7 +2,7 @@
 
 use super::progress::{Progress, size};
 use super::specimen::Specimen;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, Request};
 use crate::engine::backup::manifest::Manifest;
 use crate::engine::backup::receive::{Feeding, Receiver};
 use crate::engine::backup::{SendError, Source};
@@ -56,9 +56,10 @@ pub(super) fn run(options: &BackupOptions) -> anyhow::Result<ExitCode> {
 }
 
 async fn online(endpoint: &str, receiver: &mut Receiver) -> anyhow::Result<()> {
-    let mut incoming = Client::new(endpoint)?.stream("/api/v1/backup").await?;
+    let client = Client::new(endpoint)?;
+    let mut incoming = client.open(Request::post(&["api", "v1", "backup"])).await?;
     let progress = Progress::flowing("backing up");
-    while let Some(bytes) = incoming.chunk().await.context("the master broke off")? {
+    while let Some(bytes) = client.chunk(&mut incoming).await? {
         progress.more(bytes.len() as u64);
         receiver.feed(&bytes)?;
     }

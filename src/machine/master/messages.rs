@@ -4,7 +4,7 @@
 
 use super::records::{Failure, Lease};
 use super::spec::{KeyHash, Provenance, Spec};
-use super::{JOBS_MAX, Key};
+use super::JOBS_MAX;
 use crate::machine::content::{Content, PayloadRef};
 use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
@@ -326,72 +326,6 @@ pub enum Event {
         reason: String,
         at: Timestamp,
     },
-}
-
-impl Event {
-    /// When it happened; `None` for those that change no state.
-    pub fn at(&self) -> Option<Timestamp> {
-        match self {
-            Event::JobAccepted { at, .. }
-            | Event::JobLeased { at, .. }
-            | Event::JobProposing { at, .. }
-            | Event::JobRunning { at, .. }
-            | Event::JobSucceeded { at, .. }
-            | Event::JobFailed { at, .. }
-            | Event::JobCancelled { at, .. }
-            | Event::JobHeld { at, .. }
-            | Event::JobReleased { at, .. }
-            | Event::JobWoken { at, .. }
-            | Event::JobPurged { at, .. }
-            | Event::ForgetBegun { at, .. }
-            | Event::TaskHeld { at, .. }
-            | Event::TaskReleased { at, .. }
-            | Event::TaskSubmitted { at, .. }
-            | Event::TaskCancelling { at, .. }
-            | Event::TaskEnded { at, .. }
-            | Event::ProposalOffered { at, .. }
-            | Event::ProposalDeclined { at, .. }
-            | Event::ProposalWon { at, .. }
-            | Event::ProposalMissed { at, .. } => Some(*at),
-            _ => None,
-        }
-    }
-
-    /// See [`Machine::thread`](crate::machine::Machine::thread). A proposal that was won goes on as the task: the story of the task begins with that of
-    /// the proposal.
-    pub(super) fn thread(&self) -> Option<Key> {
-        match self {
-            Event::JobAccepted { .. } | Event::TaskHeld { .. } | Event::ProposalOffered { .. } | Event::ProposalDeclined { .. } => None,
-            Event::JobLeased { job, .. }
-            | Event::JobProposing { job, .. }
-            | Event::JobProposedLegacy { job }
-            | Event::JobProposedAgain { job }
-            | Event::JobRunning { job, .. }
-            | Event::JobNoted { job, .. }
-            | Event::JobSucceeded { job, .. }
-            | Event::JobFailed { job, .. }
-            | Event::JobCancelled { job, .. }
-            | Event::JobHeld { job, .. }
-            | Event::JobReleased { job, .. }
-            | Event::JobWoken { job, .. }
-            | Event::JobRepeated { job, .. }
-            | Event::LeaseReleased { job } => Some(Key::Job(job.clone())),
-            // What is purged has no story any more.
-            Event::KeyTaken { .. }
-            | Event::JobPurged { .. }
-            | Event::ForgetBegun { .. }
-            | Event::JobForgotten { .. }
-            | Event::TaskPurged { .. }
-            | Event::ProposalPurged { .. }
-            | Event::KeyDropped { .. } => None,
-            Event::TaskReleased { key, .. }
-            | Event::TaskRefused { key }
-            | Event::TaskSubmitted { key, .. }
-            | Event::TaskCancelling { key, .. }
-            | Event::TaskEnded { key, .. } => Some(Key::Task(key.clone())),
-            Event::ProposalWon { proposal, .. } | Event::ProposalMissed { proposal, .. } => Some(Key::Participation(proposal.clone())),
-        }
-    }
 }
 
 /// What is to be done.

@@ -13,6 +13,7 @@ pub mod purge;
 pub mod records;
 pub mod rule;
 pub mod spec;
+mod story;
 mod tasks;
 #[cfg(test)]
 mod tests;

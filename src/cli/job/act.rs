@@ -1,0 +1,169 @@
+//! `fedbroker job cancel|rerun|hold|release|purge`: one request for each job named, or one for all that a filter finds.
+
+use super::super::output::{self, plain};
+use super::filter::FilterOptions;
+use super::{COLUMNS, Target};
+use crate::cli::client::{Client, Request};
+use crate::telemetry::say;
+use clap::Args;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// `fedbroker job cancel`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example:\n  fedbroker job cancel party1-20260131120000-7 --reason 'wrong data'\n  fedbroker job cancel --label sweep=3 --state running --dry-run"
+)]
+pub(super) struct CancelOptions {
+    /// The jobs; or choose them with the flags below
+    jobs: Vec<String>,
+    #[command(flatten)]
+    filter: FilterOptions,
+    #[command(flatten)]
+    target: Target,
+    /// Why; shown with the job
+    #[arg(long)]
+    reason: Option<String>,
+    /// With a filter: only say which jobs it finds
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// `fedbroker job rerun`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  fedbroker job rerun party1-20260131120000-7")]
+pub(super) struct RerunOptions {
+    /// The jobs
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `fedbroker job hold`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  fedbroker job hold party1-20260131120000-7")]
+pub(super) struct HoldOptions {
+    /// The jobs
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `fedbroker job release`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  fedbroker job release party1-20260131120000-7")]
+pub(super) struct ReleaseOptions {
+    /// The jobs
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `fedbroker job purge`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  fedbroker job list --state failed --all -o name | xargs fedbroker job purge")]
+pub(super) struct PurgeOptions {
+    /// The jobs; each must have ended
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    /// REST service of the master, host:port
+    #[arg(long, env = "FEDBROKER_ENDPOINT")]
+    endpoint: String,
+}
+
+/// Cancel.
+///
+/// # Errors
+/// The master cannot be reached, or refused one; those before it are cancelled.
+pub(super) async fn cancel(options: CancelOptions) -> anyhow::Result<ExitCode> {
+    let client = options.target.client()?;
+    let reason = options.reason.as_ref().map_or(json!({}), |reason| json!({ "reason": reason }));
+    if !options.jobs.is_empty() {
+        if !options.filter.is_empty() || options.dry_run {
+            return super::super::exit::usage("name jobs, or choose them with flags, not both; --dry-run goes with flags");
+        }
+        return each(&client, &options.target, &options.jobs, "cancel", &reason).await;
+    }
+    if options.filter.is_empty() {
+        return super::super::exit::usage(
+            "name jobs, or choose them with --state, --type, --label, --created-after, --created-before or --id",
+        );
+    }
+    let mut body = reason;
+    body["filter"] = options.filter.json();
+    body["dry_run"] = json!(options.dry_run);
+    let mut found = Vec::new();
+    loop {
+        let answer = client.ask(Request::post(&["api", "v1", "jobs:cancel"]).json(&body)).await?;
+        let ids = answer["job_ids"].as_array().into_iter().flatten();
+        found.extend(ids.map(|id| json!({ "job_id": id })));
+        if answer["more"] != true || options.dry_run {
+            let more = if answer["more"] == true { "at least " } else { "" };
+            let what = if options.dry_run { "would be cancelled" } else { "cancelled" };
+            eprintln!("{more}{} jobs {what}", found.len());
+            break;
+        }
+    }
+    output::list(options.target.format(), &COLUMNS[..1], "job_id", &found);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Run again.
+///
+/// # Errors
+/// The master cannot be reached, or refused one.
+pub(super) async fn rerun(options: RerunOptions) -> anyhow::Result<ExitCode> {
+    each(&options.target.client()?, &options.target, &options.jobs, "rerun", &json!({})).await
+}
+
+/// Hold.
+///
+/// # Errors
+/// The master cannot be reached, or refused one.
+pub(super) async fn hold(options: HoldOptions) -> anyhow::Result<ExitCode> {
+    each(&options.target.client()?, &options.target, &options.jobs, "hold", &json!({})).await
+}
+
+/// Let go on.
+///
+/// # Errors
+/// The master cannot be reached, or refused one.
+pub(super) async fn release(options: ReleaseOptions) -> anyhow::Result<ExitCode> {
+    each(&options.target.client()?, &options.target, &options.jobs, "release", &json!({})).await
+}
+
+/// Purge.
+///
+/// # Errors
+/// The master cannot be reached, or refused one.
+pub(super) async fn purge(options: PurgeOptions) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&options.endpoint)?;
+    for id in &options.jobs {
+        client.ask(Request::delete(&["api", "v1", "jobs", id])).await?;
+        say(&plain(id));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same for each; what was done before a refusal is shown.
+async fn each(client: &Client, target: &Target, jobs: &[String], action: &str, body: &Value) -> anyhow::Result<ExitCode> {
+    let mut done = Vec::new();
+    let mut refused = None;
+    for id in jobs {
+        let last = format!("{id}:{action}");
+        match client.ask(Request::post(&["api", "v1", "jobs", &last]).json(body)).await {
+            Ok(job) => done.push(job),
+            Err(error) => {
+                refused = Some(anyhow::Error::new(error).context(format!("job {}", plain(id))));
+                break;
+            }
+        }
+    }
+    if !done.is_empty() {
+        output::list(target.format(), COLUMNS, "job_id", &done);
+    }
+    refused.map_or(Ok(ExitCode::SUCCESS), Err)
+}

@@ -1,0 +1,115 @@
+//! `fedbroker job wait`: until jobs have ended, over restarts of the master.
+
+use super::super::output;
+use super::{COLUMNS, Target, duration};
+use crate::cli::client::{Client, Request};
+use crate::cli::exit::TimedOut;
+use clap::Args;
+use serde_json::Value;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The longest a master is asked to wait with one answer.
+const TURN: Duration = Duration::from_secs(30);
+
+/// `fedbroker job wait`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = concat!(
+    "Exits with 0 when all ended well, 1 when one did not, 4 when the time was over.\n\n",
+    "Example:\n  fedbroker job wait party1-20260131120000-7 --timeout 10m"
+))]
+pub(super) struct WaitOptions {
+    /// The jobs
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+    /// Wait no longer than this
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// How long a master that is away is tried again
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    patience: Duration,
+    /// Do not go on with the job that runs a failed one again
+    #[arg(long)]
+    no_follow: bool,
+}
+
+/// How to wait.
+pub(super) struct WaitFor {
+    pub(super) timeout: Option<Duration>,
+    pub(super) patience: Duration,
+    /// When a job has failed and another one runs it again, wait for that.
+    pub(super) follow: bool,
+}
+
+/// Wait.
+///
+/// # Errors
+/// A job is not known, the master is away for too long, or the time is over.
+pub(super) async fn wait(options: WaitOptions) -> anyhow::Result<ExitCode> {
+    let client = options.target.client()?;
+    let began = Instant::now();
+    let mut ended = Vec::new();
+    for id in &options.jobs {
+        let wait = WaitFor {
+            timeout: options.timeout.map(|timeout| timeout.saturating_sub(began.elapsed())),
+            patience: options.patience,
+            follow: !options.no_follow,
+        };
+        ended.push(wait.end_of(&client, id).await?);
+    }
+    output::list(options.target.format(), COLUMNS, "job_id", &ended);
+    let failed = ended.iter().any(|job| job["state"] != "success");
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// 0 for a success.
+pub(super) fn code(job: &Value) -> ExitCode {
+    if job["state"] == "success" {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+impl WaitFor {
+    /// The job once it has ended, or the one that ran it again.
+    ///
+    /// # Errors
+    /// The job is not known, the master is away for too long, or the time is over.
+    pub(super) async fn end_of(&self, client: &Client, id: &str) -> anyhow::Result<Value> {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut id = id.to_owned();
+        loop {
+            let left = until.map_or(TURN, |until| until.saturating_duration_since(Instant::now()).min(TURN));
+            let seconds = left.as_secs_f64().ceil();
+            let request = || {
+                let mut request = Request::get(&["api", "v1", "jobs", &id]);
+                request.waits = left;
+                request.query("wait", format!("{seconds}s")).query("until", "terminal")
+            };
+            let job = client.ask_patiently(self.patience, request).await?;
+            if matches!(job["state"].as_str(), Some("success" | "failed" | "cancelled")) {
+                match job["successor"].as_str() {
+                    Some(next) if self.follow => {
+                        eprintln!(
+                            "{id} {}: {}; {next} runs it again",
+                            output::text(&job["state"]),
+                            output::plain(&output::text(&job["reason"]))
+                        );
+                        next.clone_into(&mut id);
+                        continue;
+                    }
+                    _ => return Ok(job),
+                }
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                anyhow::bail!(TimedOut(format!(
+                    "job {id} is still {} after the time given",
+                    output::text(&job["state"])
+                )));
+            }
+        }
+    }
+}
