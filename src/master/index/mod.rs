@@ -205,6 +205,9 @@ fn catch_up(mut columns: Columns, seq: Seq, home: &Home) -> Result<Option<Column
     let mut next = seq + 1;
     while next <= head {
         let page = home.reader.events(next, EVENTS)?;
+        if home.reader.gap(next, &page).is_some() {
+            return Ok(None);
+        }
         let Some((last, _)) = page.last() else { break };
         next = last + 1;
         jobs.extend(page.iter().filter_map(|(_, event)| job_of(event).cloned()));

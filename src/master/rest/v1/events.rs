@@ -65,8 +65,14 @@ pub(in crate::master::rest) async fn all(State(door): State<Door>, headers: Head
     let (from, limit) = (asked.after.unwrap_or(0) + 1, asked.limit);
     let reader = door.shared.handle.reader().clone();
     // One more than is shown, to know whether there is a next page.
-    let events = blocking(move || reader.events(from.max(reader.first_seq()), limit + 1)).await?;
-    Ok(page(events, limit).into_response())
+    let read = move || {
+        let events = reader.events(from, limit + 1)?;
+        Ok((reader.gap(from, &events), events))
+    };
+    match blocking(read).await? {
+        (Some(oldest), _) if from > 1 => Err(trimmed(oldest)),
+        (_, events) => Ok(page(events, limit).into_response()),
+    }
 }
 
 /// What happened to a job and its tasks, the oldest first
@@ -145,13 +151,16 @@ impl Asked {
     fn check(&self, door: &Door) -> Result<(), Problem> {
         let oldest = door.shared.handle.reader().first_seq();
         match self.after {
-            Some(after) if after + 1 < oldest && after > 0 => {
-                let why = format!("events up to {} were removed; go on with after={}", oldest - 1, oldest - 1);
-                Err(Problem::new(Code::EventsTrimmed, why).since(oldest))
-            }
+            Some(after) if after + 1 < oldest && after > 0 => Err(trimmed(oldest)),
             _ => Ok(()),
         }
     }
+}
+
+fn trimmed(oldest: Seq) -> Problem {
+    let last = oldest - 1;
+    let why = format!("events up to {last} were removed; go on with after={last}, or without it for what there is");
+    Problem::new(Code::EventsTrimmed, why).since(oldest)
 }
 
 fn page(mut events: Vec<(Seq, Record)>, limit: usize) -> Json<Page<Event>> {
@@ -275,10 +284,15 @@ impl Following {
         match &self.source {
             Source::All(_) => {
                 let (reader, from) = (self.door.shared.handle.reader().clone(), self.last + 1);
-                if from < reader.first_seq() && self.last > 0 {
-                    return Err(Problem::new(Code::EventsTrimmed, "the stream fell behind what is kept"));
+                let read = move || {
+                    let events = reader.events(from, PIECE)?;
+                    Ok((reader.gap(from, &events), events))
+                };
+                match blocking(read).await? {
+                    // It fell behind what is kept; a client that comes back is told so.
+                    (Some(oldest), _) if from > 1 => Err(trimmed(oldest)),
+                    (_, events) => Ok(events),
                 }
-                blocking(move || reader.events(from.max(reader.first_seq()), PIECE)).await
             }
             Source::Job { job, .. } => {
                 let mut events = story(&self.door, job, self.last).await?;
