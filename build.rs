@@ -3,7 +3,7 @@
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 use std::path::PathBuf;
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "fedvision/framework/protobuf/job.proto",
     "fedvision/framework/protobuf/coordinator.proto",
     "fedvision/framework/protobuf/cluster.proto",
@@ -11,6 +11,7 @@ const PROTOS: [&str; 8] = [
     "fedvision/paddle_fl/protobuf/fl_job.proto",
     "fedbroker/v1/peer.proto",
     "fedbroker/v1/cluster.proto",
+    "fedbroker/v1/federation.proto",
     "fedbroker/v1/task.proto",
 ];
 

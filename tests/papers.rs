@@ -48,6 +48,13 @@ fn the_diagrams_draw_exactly_the_states_there_are() {
         drawn(section(&page, "A proposal, at the coordinator")),
         variants(&coordinator, "State")
     );
+    let assignments = read("src/machine/coordinator/assignments.rs");
+    assert_eq!(
+        drawn(section(&page, "A task given to a party")),
+        variants(&assignments, "AssignmentState")
+    );
+    let federation = read("src/machine/master/federation.rs");
+    assert_eq!(drawn(section(&page, "A party that was chosen")), variants(&federation, "PeerState"));
     let cluster = read("src/machine/cluster/records.rs");
     assert_eq!(
         drawn(section(&page, "A worker, at the cluster manager")),

@@ -4,10 +4,12 @@
 
 use crate::engine::Refusal;
 use crate::machine::content::Content;
-use crate::machine::coordinator::{Command, Rejection, TASKS_MAX, Verdict};
-use crate::machine::ids::{BadId, JobId, TaskId, TypeName};
+use crate::machine::coordinator::{Assignment, AssignmentState, Command, INSTANCE_MAX, Order, Rejection, TASKS_MAX, Verdict};
+use crate::machine::ids::{BadId, JobId, PartyId, TaskId, TypeName};
+use crate::machine::outcome::End;
 use crate::store;
 use crate::store::payload::{Payloads, Pinned};
+use crate::wire::fedbroker::v1 as ours;
 use crate::wire::fedvision::framework::{Task, coordinator::proposal};
 use crate::wire::metadata;
 use prost::Message;
@@ -22,7 +24,7 @@ pub(super) struct Prepared {
 }
 
 /// Check a proposal and store its tasks. Blocks.
-pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req) -> Result<Prepared, Status> {
+pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, owner: Option<String>) -> Result<Prepared, Status> {
     let job = JobId::parse(request.job_id.as_str()).map_err(|error| bad_id(&error))?;
     let job_type = type_name(&request.job_type)?;
     // Refused by the machine for their number: nothing of them is kept.
@@ -56,6 +58,7 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req) -> Result<Pr
         min: request.minimum_acceptance,
         max: request.maximum_acceptance,
         fingerprint: fingerprint.finish(),
+        owner,
     };
     Ok(Prepared { job, command, pins })
 }
@@ -93,6 +96,20 @@ pub(super) fn task(payloads: &Payloads, content: &Content) -> Result<Option<Task
         .map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))
 }
 
+/// The identity of the caller's data directory, when it is one of ours.
+pub(super) fn instance(headers: &tonic::metadata::MetadataMap) -> Result<Option<String>, Status> {
+    let Some(value) = headers.get(metadata::INSTANCE) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(text) if text.len() <= INSTANCE_MAX => Ok(Some(text.to_owned())),
+        _ => Err(Status::invalid_argument(format!(
+            "{}: must be ASCII, at most {INSTANCE_MAX} bytes",
+            metadata::INSTANCE
+        ))),
+    }
+}
+
 /// A job type of a request.
 pub(super) fn type_name(text: &str) -> Result<TypeName, Status> {
     TypeName::parse(text).map_err(|error| Status::invalid_argument(format!("job_type: {}", error.why)))
@@ -122,10 +139,51 @@ pub(super) fn refused(refusal: Refusal<Rejection>) -> Status {
             Rejection::Duplicate(_) | Rejection::OtherProposal(_) => Code::AlreadyExists,
             Rejection::LongJobId(_) | Rejection::TooManyTypes | Rejection::LongInstance => Code::InvalidArgument,
             Rejection::TooManyParties | Rejection::TooManyParticipants | Rejection::TooManyProposals => Code::ResourceExhausted,
-            Rejection::Settling { .. } => Code::Unavailable,
+            Rejection::Settling { .. } | Rejection::TooManyOrders => Code::Unavailable,
+            Rejection::NotChosen(..) | Rejection::OtherTask(..) | Rejection::OtherEnd(..) => Code::FailedPrecondition,
+            Rejection::NotTheOne(..) => Code::PermissionDenied,
         },
     };
     Status::new(code, refusal.to_string())
+}
+
+/// An order as it goes to the party.
+pub(super) fn order(job: &JobId, order: &Order) -> ours::Order {
+    ours::Order {
+        proposal_id: order.proposal(job).map(|id| id.to_string()).unwrap_or_default(),
+        job_id: job.to_string(),
+        task_id: order.task.to_string(),
+        reason: order.reason.clone(),
+    }
+}
+
+/// What a party reports; `None` for what is no report.
+pub(super) fn reported(state: ours::TaskState) -> Option<AssignmentState> {
+    match state {
+        ours::TaskState::Running => Some(AssignmentState::Running),
+        ours::TaskState::Succeeded => Some(AssignmentState::Ended(End::Succeeded)),
+        ours::TaskState::Failed => Some(AssignmentState::Ended(End::Failed)),
+        ours::TaskState::Cancelled => Some(AssignmentState::Ended(End::Cancelled)),
+        ours::TaskState::Unspecified | ours::TaskState::Unknown => None,
+    }
+}
+
+/// A chosen party as its initiator sees it.
+pub(super) fn chosen(party: &PartyId, assignment: &Assignment) -> ours::ChosenParty {
+    let (state, has_ended) = match assignment.state {
+        AssignmentState::Given => (ours::TaskState::Unknown, assignment.instance.is_none()),
+        AssignmentState::Running => (ours::TaskState::Running, false),
+        AssignmentState::Ended(End::Succeeded) => (ours::TaskState::Succeeded, true),
+        AssignmentState::Ended(End::Failed) => (ours::TaskState::Failed, true),
+        AssignmentState::Ended(End::Cancelled) => (ours::TaskState::Cancelled, true),
+    };
+    ours::ChosenParty {
+        party_id: party.to_string(),
+        task_id: assignment.task.to_string(),
+        state: state.into(),
+        reason: assignment.reason.clone(),
+        r#final: has_ended,
+    }
 }
 
 /// The answer to a proposal.
@@ -134,7 +192,7 @@ pub(super) fn verdict(verdict: Verdict, reason: &str) -> tonic::Response<proposa
         Verdict::Success => proposal::Status::Success,
         Verdict::NotEnoughResponders => proposal::Status::NotEnoughResponders,
         Verdict::NotEnoughSubscribers => proposal::Status::NotEnoughSubscribers,
-        Verdict::Reject => proposal::Status::Reject,
+        Verdict::Reject | Verdict::Cancelled => proposal::Status::Reject,
     };
     let mut response = tonic::Response::new(proposal::Rep { status: status.into() });
     let ascii: String = reason

@@ -1,24 +1,31 @@
-//! What is volatile in a coordinator: the streams of the parties, the calls that wait for a close, the timers.
+//! What is volatile in a coordinator: the streams of the parties, the calls that wait for a close, those who follow jobs, the timers.
 //!
 //! Filled by `service`, driven by the effects of the machine. Everything in it may vanish with the process: parties come back, callers ask
 //! again, timers are set again from the records. It must never decide anything, and never wait for a slow party.
 
+use super::convert;
 use crate::engine::Handle;
 use crate::engine::clock::Clock;
-use crate::machine::coordinator::{Command, Coordinator, Effect};
-use crate::machine::ids::{JobId, Timestamp};
+use crate::machine::coordinator::{Command, Coordinator, Effect, Order};
+use crate::machine::ids::{JobId, PartyId, Timestamp};
 use crate::supervisor::{Policy, Supervisor};
+use crate::wire::fedbroker::v1 as ours;
 use crate::wire::fedvision::framework::coordinator::subscribe;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// Offers that may wait for a party to read them. A party that is so far behind is cut off: it comes back and is offered what is open.
 pub(super) const STREAM_BUFFER: usize = 256;
 
+/// The most jobs that are followed, over all streams; about 1 KiB of memory each with the longest ids.
+const FOLLOWED_MAX: usize = 100_000;
+
+/// What goes down a party's stream of orders.
+pub(super) type Told = Result<ours::Order, tonic::Status>;
 /// What goes down a party's stream.
 pub(super) type Item = Result<subscribe::Rep, tonic::Status>;
 
@@ -27,6 +34,44 @@ struct Volatile {
     stopped: bool,
     streams: HashMap<u64, Stream>,
     waits: HashMap<JobId, watch::Sender<()>>,
+    follows: HashMap<JobId, HashMap<u64, Bell>>,
+    /// Entries in `follows`.
+    followed: usize,
+    listeners: HashMap<PartyId, Listener>,
+}
+
+/// Where a party hears its orders.
+struct Listener {
+    session: u64,
+    /// Identity of its data directory.
+    instance: String,
+    sender: mpsc::Sender<Told>,
+    /// Dropped to tell the stream's task to end.
+    _end: oneshot::Sender<Infallible>,
+}
+
+/// The jobs of one follow stream that have changed since it looked: each once, so at most as many as it follows.
+#[derive(Clone, Default)]
+pub(super) struct Bell {
+    changed: Arc<Mutex<BTreeSet<JobId>>>,
+    rung: Arc<Notify>,
+}
+
+impl Bell {
+    fn ring(&self, job: &JobId) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
+        self.rung.notify_one();
+    }
+
+    /// Resolves once something has changed.
+    pub(super) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+
+    /// What has changed.
+    pub(super) fn take(&self) -> BTreeSet<JobId> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 struct Stream {
@@ -89,12 +134,90 @@ impl Hub {
         }
     }
 
-    /// End all streams and wake all calls: the role stops.
+    /// End all streams and wake all calls: the role stops. Follow streams look at the supervisor themselves.
     pub(super) fn stop(&self) {
         let mut volatile = self.lock();
         volatile.stopped = true;
         volatile.streams.clear();
         volatile.waits.clear();
+        volatile.listeners.clear();
+    }
+
+    /// Ring when something of the job has changed. Must be called before its records are read. False if no more can be followed.
+    pub(super) fn follow(&self, session: u64, bell: &Bell, job: &JobId) -> bool {
+        let mut volatile = self.lock();
+        if volatile.followed >= FOLLOWED_MAX {
+            return false;
+        }
+        let bells = volatile.follows.entry(job.clone()).or_default();
+        if bells.insert(session, bell.clone()).is_none() {
+            volatile.followed += 1;
+        }
+        true
+    }
+
+    /// No more.
+    pub(super) fn unfollow<'a>(&self, session: u64, jobs: impl Iterator<Item = &'a JobId>) {
+        let mut volatile = self.lock();
+        for job in jobs {
+            let Some(bells) = volatile.follows.get_mut(job) else { continue };
+            let (gone, empty) = (bells.remove(&session).is_some(), bells.is_empty());
+            if empty {
+                volatile.follows.remove(job);
+            }
+            volatile.followed -= usize::from(gone);
+        }
+    }
+
+    /// Something of the job has changed.
+    pub(super) fn changed(&self, job: &JobId) {
+        if let Some(bells) = self.lock().follows.get(job) {
+            bells.values().for_each(|bell| bell.ring(job));
+        }
+    }
+
+    /// Orders to this party go down this channel, and no longer down another. Must be called before the open ones are read. The receiver
+    /// resolves when the stream is to end; [`Hub::unlisten`] must follow.
+    pub(super) fn listen(
+        &self,
+        session: u64,
+        party: &PartyId,
+        instance: &str,
+        sender: mpsc::Sender<Told>,
+    ) -> oneshot::Receiver<Infallible> {
+        let (end, ended) = oneshot::channel();
+        let mut volatile = self.lock();
+        if !volatile.stopped {
+            let listener = Listener {
+                session,
+                instance: instance.to_owned(),
+                sender,
+                _end: end,
+            };
+            volatile.listeners.insert(party.clone(), listener);
+        }
+        ended
+    }
+
+    /// The stream has ended.
+    pub(super) fn unlisten(&self, session: u64, party: &PartyId) {
+        let mut volatile = self.lock();
+        if volatile.listeners.get(party).is_some_and(|listener| listener.session == session) {
+            volatile.listeners.remove(party);
+        }
+    }
+
+    fn order(&self, party: &PartyId, job: &JobId, order: &Order) {
+        let mut volatile = self.lock();
+        let Some(listener) = volatile.listeners.get(party).filter(|listener| listener.instance == order.instance) else {
+            return;
+        };
+        if let Err(error) = listener.sender.try_send(Ok(convert::order(job, order))) {
+            if matches!(error, mpsc::error::TrySendError::Full(_)) {
+                tracing::warn!(%party, session = listener.session, "party does not read its orders, cut off");
+            }
+            volatile.listeners.remove(party);
+        }
     }
 
     fn offer(&self, session: u64, offer: subscribe::Rep) {
@@ -176,7 +299,12 @@ impl Executor {
                     );
                 }
                 Effect::CloseStream { session, .. } => self.hub.end(session),
-                Effect::Closed { job } => self.hub.wake(&job),
+                Effect::Closed { job } => {
+                    self.hub.wake(&job);
+                    self.hub.changed(&job);
+                }
+                Effect::Changed { job } => self.hub.changed(&job),
+                Effect::Order { party, job, order } => self.hub.order(&party, &job, &order),
                 Effect::CloseAt { job, at } => self.send_at(at, Command::Close { job }),
                 Effect::ExpireAt { job, at } => self.send_at(at, Command::Expire { job }),
             }

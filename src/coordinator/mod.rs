@@ -1,9 +1,11 @@
 //! The coordinator role: a durable machine behind the FedVision 0.1 gRPC service.
 //!
-//! Started by `cli`, or in-process by tests. `service` turns calls into commands, `hub` executes effects, the rules are in
+//! Started by `cli`, or in-process by tests. `service` (FedVision 0.1's) and `federation` (our own) turn calls into commands, `hub` executes effects, the rules are in
 //! `machine::coordinator`. Nothing here outlives the process but what the engine has recorded.
 
 mod convert;
+mod federation;
+mod follow;
 mod hub;
 mod service;
 
@@ -17,10 +19,12 @@ use crate::observe;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
+use crate::wire::fedbroker::v1::federation_server::FederationServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::coordinator::coordinator_server::CoordinatorServer;
 use crate::wire::serve::{self, PeerService};
 use anyhow::Context;
+use federation::Federation;
 use hub::{Executor, Hub};
 use service::Service;
 use std::net::SocketAddr;
@@ -143,6 +147,11 @@ impl Bound {
         let keeping = retention::run(handle.clone(), Arc::new(SystemClock), keep, ended_proposals());
         supervisor.spawn("retention", Policy::Ordinary, keeping);
 
+        let federation = FederationServer::new(Federation {
+            handle: handle.clone(),
+            hub: hub.clone(),
+            supervisor: supervisor.clone(),
+        });
         let service = Service {
             handle,
             hub: hub.clone(),
@@ -156,6 +165,7 @@ impl Bound {
         let incoming = serve::incoming(listener);
         let router = serve::metered_server(supervisor.metrics())
             .add_service(coordinator)
+            .add_service(federation)
             .add_service(peer);
         let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());
         tokio::pin!(serving);

@@ -37,13 +37,7 @@ impl coordinator_server::Coordinator for Service {
 
     /// Answers with headers as soon as the party is enrolled; FedVision 0.1 sends nothing before the first offer.
     async fn subscribe(&self, request: Request<subscribe::Req>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let instance = request
-            .metadata()
-            .get(metadata::INSTANCE)
-            .map(|value| value.to_str().map(str::to_owned));
-        let instance = instance
-            .transpose()
-            .map_err(|_| Status::invalid_argument(format!("{}: must be ASCII", metadata::INSTANCE)))?;
+        let instance = convert::instance(request.metadata())?;
         let request = request.into_inner();
         let party = PartyId::parse(request.party_id).map_err(|error| bad_id(&error))?;
         let job_types = request
@@ -82,8 +76,9 @@ impl coordinator_server::Coordinator for Service {
 
     /// Answers when the window closes. A caller that goes away changes nothing; the same request again joins or gets the verdict.
     async fn proposal(&self, request: Request<proposal::Req>) -> Result<Response<proposal::Rep>, Status> {
+        let owner = convert::instance(request.metadata())?;
         let (payloads, request) = (self.payloads.clone(), request.into_inner());
-        let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request)).await;
+        let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request, owner)).await;
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
         let reply = loop {
@@ -96,6 +91,8 @@ impl coordinator_server::Coordinator for Service {
             }
         };
         drop(pins);
+        // Those who follow it know of no proposal yet.
+        self.hub.changed(&job);
         match reply.map_err(refused)? {
             Reply::Verdict { verdict, reason } => Ok(convert::verdict(verdict, &reason)),
             _ => {

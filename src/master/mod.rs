@@ -3,9 +3,12 @@
 //! [`serve`] puts the parts together; [`rest`] is the door of users, `subscriber` the door of the federation, `runner` and `submitter`
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
+mod follower;
 pub mod index;
 mod leases;
 pub mod logs;
+pub mod peers;
+mod reporter;
 pub mod rest;
 mod retention;
 mod runner;
@@ -101,6 +104,11 @@ impl Subscription {
 
     fn set(&self, state: SubscriptionState) {
         self.0.send_replace(state);
+    }
+
+    /// Resolves while offers reach this party.
+    async fn connected(&self) {
+        let _ = self.0.subscribe().wait_for(|state| state.connected).await;
     }
 
     /// Resolves once the coordinator has taken this party, or refused it.
@@ -231,6 +239,8 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     let executors = Executors {
         timers: timers::Timers::start(shared.handle.clone(), &supervisor),
         runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings),
+        follower: follower::Follower::start(&shared, coordinator.clone()),
+        reporter: reporter::Reporter::start(&shared, coordinator.clone()),
         submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone(), &settings),
         subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options), &settings.patience),
     };
@@ -294,6 +304,8 @@ fn compile_dir(shared: &Shared, number: u64) -> PathBuf {
 /// Those who carry out effects.
 struct Executors {
     runner: runner::Runner,
+    follower: follower::Follower,
+    reporter: reporter::Reporter,
     submitter: submitter::Submitter,
     subscriber: subscriber::Subscriber,
     timers: timers::Timers,
@@ -315,6 +327,8 @@ impl Executors {
                         tries,
                     } => self.runner.propose(job, step, legacy_call, tries),
                     Effect::Fetch { proposal } => self.subscriber.fetch(proposal),
+                    Effect::Follow { job, after } => self.follower.follow(job, after),
+                    Effect::Report { proposal, state } => self.reporter.report(proposal, state),
                     Effect::AcquireLease { .. }
                     | Effect::ReleaseLease { .. }
                     | Effect::Submit { .. }

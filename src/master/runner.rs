@@ -1,5 +1,6 @@
 //! Carries a job from its record to a verdict: compiles and packs it, then proposes it.
 
+use super::follower::signed;
 use super::settings::Settings;
 use super::submitter::pause;
 use super::subscriber::PEER;
@@ -24,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tracing::{Instrument, Span, field};
 
 /// Compiles, packs and proposes. Cheap to clone.
@@ -201,7 +202,7 @@ impl Runner {
                     Err(_) => return None,
                 }
             }
-            match tokio::time::timeout(limit, self.call(request.clone()).instrument(span.clone())).await {
+            match tokio::time::timeout(limit, self.call(request.clone(), &kind).instrument(span.clone())).await {
                 Ok(Ok(verdict)) => return Some(verdict),
                 Ok(Err(status)) if is_answer(&status, legacy) => {
                     return Some(Verdict::Refused(refusal(&status)));
@@ -231,12 +232,17 @@ impl Runner {
         false
     }
 
-    async fn call(&self, request: proposal::Req) -> Result<Verdict, Status> {
+    async fn call(&self, request: proposal::Req, kind: &PeerKind) -> Result<Verdict, Status> {
         let mut client = CoordinatorClient::new(self.coordinator.clone())
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         let workers = request.minimum_acceptance;
-        let reply = client.proposal(request).await?;
+        // A coordinator of ours lets nobody else follow the job or cancel it.
+        let call = match kind {
+            PeerKind::Fedbroker { .. } => signed(request, &self.shared.instance),
+            PeerKind::FedVision => Request::new(request),
+        };
+        let reply = client.proposal(call).await?;
         let why = reply
             .metadata()
             .get(metadata::REASON)

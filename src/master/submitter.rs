@@ -128,7 +128,9 @@ impl Submitter {
             | Effect::Fetch { .. }
             | Effect::WakeAt { .. }
             | Effect::DeadlineAt { .. }
-            | Effect::GiveUp { .. } => return,
+            | Effect::GiveUp { .. }
+            | Effect::Follow { .. }
+            | Effect::Report { .. } => return,
         };
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get_mut(&job) {
@@ -212,7 +214,9 @@ impl Submitter {
             | Effect::Fetch { .. }
             | Effect::WakeAt { .. }
             | Effect::DeadlineAt { .. }
-            | Effect::GiveUp { .. } => {}
+            | Effect::GiveUp { .. }
+            | Effect::Follow { .. }
+            | Effect::Report { .. } => {}
         }
     }
 

@@ -3,6 +3,10 @@
 mod damage;
 mod federation;
 mod full;
+#[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "../integration/gated.rs"]
+mod gated;
+mod parties;
 mod points;
 mod power;
 mod store_kill;

@@ -12,6 +12,7 @@ mod paper;
 mod past;
 mod raw;
 mod retention;
+mod unwanted;
 mod worker;
 
 use crate::federation::load::{self, Ledger, Submission};

@@ -17,25 +17,25 @@ use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-type Client = CoordinatorClient<Channel>;
-type Offers = Streaming<subscribe::Rep>;
+pub type Client = CoordinatorClient<Channel>;
+pub type Offers = Streaming<subscribe::Rep>;
 
 /// Far beyond what anything here takes.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("in time")
 }
 
-struct Server {
+pub struct Server {
     runtime: Option<Runtime>,
-    channel: Channel,
+    pub channel: Channel,
     supervisor: Supervisor,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Server {
-    async fn start(data_dir: &Path) -> Self {
+    pub async fn start(data_dir: &Path) -> Self {
         let begun = Instant::now();
         loop {
             match Self::try_start(data_dir).await {
@@ -90,14 +90,14 @@ impl Server {
         Err(format!("{:#}", ended.unwrap_err()))
     }
 
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         CoordinatorClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
     }
 
     /// No farewell: every task of the server is dropped where it stands.
-    fn crash(mut self) {
+    pub fn crash(mut self) {
         self.end();
     }
 
@@ -114,7 +114,7 @@ impl Drop for Server {
     }
 }
 
-async fn subscribe_as(client: &Client, party: &str, job_type: &str, instance: Option<&str>) -> Result<Offers, Status> {
+pub async fn subscribe_as(client: &Client, party: &str, job_type: &str, instance: Option<&str>) -> Result<Offers, Status> {
     let request = subscribe::Req {
         party_id: party.into(),
         job_types: vec![job_type.into()],
@@ -127,16 +127,16 @@ async fn subscribe_as(client: &Client, party: &str, job_type: &str, instance: Op
     within(client.clone().subscribe(request)).await.map(Response::into_inner)
 }
 
-async fn subscribe(client: &Client, party: &str) -> Offers {
+pub async fn subscribe(client: &Client, party: &str) -> Offers {
     subscribe_as(client, party, "dummy", None).await.unwrap()
 }
 
 /// The next message, `None` at the end of the stream.
-async fn next(offers: &mut Offers) -> Option<subscribe::Rep> {
+pub async fn next(offers: &mut Offers) -> Option<subscribe::Rep> {
     within(offers.message()).await.unwrap()
 }
 
-async fn offered(offers: &mut Offers) -> String {
+pub async fn offered(offers: &mut Offers) -> String {
     let offer = next(offers).await.expect("an offer");
     assert_eq!(offer.status(), subscribe::Status::Success);
     assert_eq!(offer.job_type, "dummy");
@@ -159,7 +159,7 @@ fn task(index: usize, len: usize) -> Task {
 }
 
 /// A proposal with a window of one second, whose tasks are small and large in turns.
-fn request(job: &str, tasks: usize, min: u32, max: u32) -> proposal::Req {
+pub fn request(job: &str, tasks: usize, min: u32, max: u32) -> proposal::Req {
     let of_job = |i: usize| Task {
         job_id: job.into(),
         ..task(i, if i.is_multiple_of(2) { 10 } else { 300_000 })
@@ -175,7 +175,7 @@ fn request(job: &str, tasks: usize, min: u32, max: u32) -> proposal::Req {
     }
 }
 
-async fn propose(client: &Client, request: proposal::Req) -> Result<(proposal::Status, String), Status> {
+pub async fn propose(client: &Client, request: proposal::Req) -> Result<(proposal::Status, String), Status> {
     let response = within(client.clone().proposal(request)).await?;
     let reason = response
         .metadata()
@@ -185,18 +185,18 @@ async fn propose(client: &Client, request: proposal::Req) -> Result<(proposal::S
 }
 
 /// Make a call in the background: it is on its way even while nobody waits for it, and ends when the future is dropped.
-fn background<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> impl Future<Output = T> {
+pub fn background<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> impl Future<Output = T> {
     let mut calls = tokio::task::JoinSet::new();
     calls.spawn(call);
     async move { calls.join_next().await.unwrap().unwrap() }
 }
 
-fn proposing(client: &Client, request: proposal::Req) -> impl Future<Output = proposal::Status> + use<> {
+pub fn proposing(client: &Client, request: proposal::Req) -> impl Future<Output = proposal::Status> + use<> {
     let client = client.clone();
     background(async move { propose(&client, request).await.unwrap().0 })
 }
 
-async fn fetch(client: &Client, party: &str, proposal: &str) -> (fetch_task::Status, Option<Task>) {
+pub async fn fetch(client: &Client, party: &str, proposal: &str) -> (fetch_task::Status, Option<Task>) {
     let request = fetch_task::Req {
         party_id: party.into(),
         proposal_id: proposal.into(),

@@ -1,8 +1,9 @@
 //! The coordinator's limits against the store's: the largest command fits a batch that is already full.
 
 use fedbroker::machine::content::{Content, INLINE_MAX, PayloadRef};
-use fedbroker::machine::coordinator::{Command, Coordinator, Key, Record, Rules, TASKS_MAX, TYPES_BYTES_MAX};
+use fedbroker::machine::coordinator::{AssignmentState, Command, Coordinator, Key, Record, Rules, TASKS_MAX, TYPES_BYTES_MAX};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
+use fedbroker::machine::outcome::End;
 use fedbroker::machine::{Changes, Input, Logged, Machine, Out, Seq};
 use fedbroker::store::{BODY_MAX, COST_MAX, Commit, KEY_MAX, codec};
 use std::collections::BTreeSet;
@@ -124,6 +125,7 @@ fn worst(content: impl Fn(usize) -> Content) -> Worst {
         min,
         max,
         fingerprint,
+        owner: Some(long(1, 64)),
     });
     for number in 0..=TASKS_MAX {
         world.run(Command::Fetch {
@@ -132,6 +134,32 @@ fn worst(content: impl Fn(usize) -> Content) -> Worst {
         });
     }
     world.run(Command::Close { job: job.clone() });
+    let (owner, reason) = (long(1, 64), "x".repeat(512));
+    world.run(Command::Cancel {
+        job: job.clone(),
+        job_type: types[1].clone(),
+        owner,
+        reason: reason.clone(),
+    });
+    for number in 0..=TASKS_MAX {
+        world.run(Command::Stop {
+            job: job.clone(),
+            party: party(number),
+            reason: reason.clone(),
+        });
+        let Some(Record::Assignment(given)) = world.machine.record(&Key::Assignment(job.clone(), party(number))) else {
+            continue;
+        };
+        world.run(Command::Report {
+            party: party(number),
+            job: job.clone(),
+            proposal: proposal.clone(),
+            task: given.task,
+            instance: given.instance.unwrap(),
+            state: AssignmentState::Ended(End::Failed),
+            reason: reason.clone(),
+        });
+    }
     while !world.machine.resume(Timestamp(0)).is_empty() {
         world.run(Command::Expire { job: job.clone() });
         let ended = |record: &Record| !Coordinator::is_live(record);

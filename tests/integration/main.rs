@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod cluster;
 mod coordinator;
+mod coordinator_federation;
 mod coordinator_limits;
 mod federation;
 mod follow;

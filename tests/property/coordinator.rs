@@ -2,8 +2,11 @@
 
 use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::Machine;
-use fedbroker::machine::coordinator::{Command, Coordinator, Effect, Key, RELEASE_MAX, Record, Reply, Rules, State, invariant};
+use fedbroker::machine::coordinator::{
+    AssignmentState, Command, Coordinator, Effect, Key, RELEASE_MAX, Record, Reply, Rules, State, invariant,
+};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TypeName};
+use fedbroker::machine::outcome::End;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -21,6 +24,12 @@ pub enum Act {
     Fetch(u8, u8, u8),
     /// What retention does, of the one job that is ever forgotten.
     Forget,
+    /// Who, job, number, task, which instance, how it stands.
+    Report(u8, u8, u8, u8, u8, u8),
+    /// Job, and whether its initiator says so.
+    Cancel(u8, bool),
+    /// Job, who.
+    Stop(u8, u8),
 }
 
 /// Of all others every promise is kept for ever.
@@ -53,6 +62,7 @@ fn propose(n: u8, tasks: u8, numbers: (u32, u32, u32), contents: &mut Contents) 
         min: numbers.1,
         max: numbers.2,
         fingerprint: [tasks; 32],
+        owner: Some("owner".to_owned()),
     }
 }
 
@@ -69,6 +79,10 @@ impl World for CoordinatorWorld {
             1 => (6u8..8).prop_map(Act::ProposeMany),
             6 => (0u8..5, 0u8..8, 1u8..8).prop_map(|(who, n, number)| Act::Fetch(who, n, number)),
             1 => Just(Act::Forget),
+            5 => (0u8..5, 0u8..8, 1u8..8, 0u8..4, 0u8..2, 0u8..3)
+                .prop_map(|(who, n, number, task, instance, how)| Act::Report(who, n, number, task, instance, how)),
+            1 => (0u8..9, any::<bool>()).prop_map(|(n, own)| Act::Cancel(n, own)),
+            2 => (0u8..8, 0u8..5).prop_map(|(n, who)| Act::Stop(n, who)),
         ]
         .boxed()
     }
@@ -124,6 +138,30 @@ impl World for CoordinatorWorld {
                 party: party(who),
                 proposal: ProposalId::parse(format!("job{n}-coo_{number}")).unwrap(),
             },
+            Act::Report(who, n, number, task, instance, how) => Command::Report {
+                party: party(who),
+                job: job(n),
+                proposal: ProposalId::parse(format!("job{n}-coo_{number}")).unwrap(),
+                task: TaskId::parse(format!("task{task}")).unwrap(),
+                instance: instance.to_string(),
+                state: [
+                    AssignmentState::Running,
+                    AssignmentState::Ended(End::Succeeded),
+                    AssignmentState::Ended(End::Failed),
+                ][usize::from(how)],
+                reason: "said".to_owned(),
+            },
+            Act::Cancel(n, own) => Command::Cancel {
+                job: job(n),
+                job_type: kind("dummy"),
+                owner: if own { "owner" } else { "other" }.to_owned(),
+                reason: "unwanted".to_owned(),
+            },
+            Act::Stop(n, who) => Command::Stop {
+                job: job(n),
+                party: party(who),
+                reason: "unwanted".to_owned(),
+            },
         }
     }
 
@@ -133,7 +171,16 @@ impl World for CoordinatorWorld {
             Effect::CloseStream { party, session } => vec![Command::StreamBroken { party, session }],
             Effect::CloseAt { job, .. } => vec![Command::Close { job }],
             Effect::ExpireAt { job, .. } => vec![Command::Expire { job }],
-            Effect::Closed { .. } => Vec::new(),
+            Effect::Closed { .. } | Effect::Changed { .. } => Vec::new(),
+            Effect::Order { party, job, order } => vec![Command::Report {
+                party,
+                proposal: order.proposal(&job).unwrap(),
+                job,
+                task: order.task,
+                instance: order.instance,
+                state: AssignmentState::Ended(End::Cancelled),
+                reason: order.reason,
+            }],
         }
     }
 
@@ -191,6 +238,20 @@ impl World for CoordinatorWorld {
                 None => absent(job),
                 Some(_) => Standing::Never,
             },
+            Effect::Changed { job } => match proposal(job) {
+                Some(_) => Standing::Now,
+                None => Standing::Never,
+            },
+            Effect::Order { party, job, order } => {
+                match (
+                    read(&Key::Order(party.clone(), job.clone())),
+                    read(&Key::Assignment(job.clone(), party.clone())),
+                ) {
+                    (Some(Record::Order(open)), _) if open == **order => Standing::Now,
+                    (None, Some(Record::Assignment(known))) if matches!(known.state, AssignmentState::Ended(_)) => Standing::Earlier,
+                    _ => Standing::Never,
+                }
+            }
             Effect::ExpireAt { job, .. } => match proposal(job).map(|known| known.state) {
                 Some(State::Closed { .. }) => Standing::Now,
                 Some(State::Expired { .. }) => Standing::Earlier,
@@ -212,6 +273,18 @@ impl World for CoordinatorWorld {
                     _ => false,
                 }))
             }
+            (
+                Command::Report {
+                    job,
+                    party,
+                    state: AssignmentState::Ended(_),
+                    ..
+                },
+                Reply::Done,
+            ) => Some((
+                Key::Assignment(job.clone(), party.clone()),
+                |_, record| matches!(record, Record::Assignment(known) if matches!(known.state, AssignmentState::Ended(_))),
+            )),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, TypeName};
+use fedbroker::machine::master::federation::{self, Announced, News, PeerState};
 use fedbroker::machine::master::records::{Failure, Job, JobState, Lease, ParticipationState, TaskState};
 use fedbroker::machine::master::rule::ProposalAcceptRule;
 use fedbroker::machine::master::spec::{Provenance, Spec};
@@ -18,6 +19,8 @@ pub enum Act {
     Submit(bool, bool, bool, u8),
     /// A proposal of this party or another one.
     Offer(u8, bool),
+    /// Proposal, whose, task: it is to be stopped.
+    Order(u8, bool, u8),
 }
 
 #[derive(Default)]
@@ -43,6 +46,7 @@ impl World for MasterWorld {
         prop_oneof![
             (any::<bool>(), any::<bool>(), any::<bool>(), any::<u8>()).prop_map(|(e, w, a, n)| Act::Submit(e, w, a, n)),
             (0u8..12, any::<bool>()).prop_map(|(n, own)| Act::Offer(n, own)),
+            (0u8..12, any::<bool>(), 0u8..2).prop_map(|(n, own, task)| Act::Order(n, own, task)),
         ]
         .boxed()
     }
@@ -86,6 +90,14 @@ impl World for MasterWorld {
                     spec: Spec::plain(TypeName::parse("program").unwrap(), contents.make(n), algorithm_config, plan),
                     provenance: Provenance::unknown(),
                     fingerprint: [0; 32],
+                }
+            }
+            Act::Order(n, own, task) => {
+                let job = format!("{}-20261122212634-{n}", if own { "p1" } else { "p2" });
+                Command::StopOrdered {
+                    proposal: ProposalId::parse(format!("{job}-coo_{n}")).unwrap(),
+                    key: TaskKey::parse(job, format!("trainer_{task}")).unwrap(),
+                    reason: "unwanted".to_owned(),
                 }
             }
             Act::Offer(n, own) => {
@@ -154,12 +166,16 @@ impl World for MasterWorld {
                 let result = if how % 3 == 1 { Err("drawn out".to_owned()) } else { Ok(won) };
                 Command::Fetched { proposal, result }
             }
+            Effect::Follow { job, .. } => Command::News { job, news: news(how) },
+            Effect::Report { proposal, state } => Command::Reported { proposal, state },
         };
         vec![command]
     }
 
-    fn may_come_late(_: &Effect) -> bool {
-        true
+    /// News of earlier are no news: the last ones count. A report may be owed again, word for word, when an order asks for it; that it was
+    /// taken before is as good.
+    fn may_come_late(effect: &Effect) -> bool {
+        !matches!(effect, Effect::Follow { .. } | Effect::Report { .. })
     }
 
     fn standing(effect: &Effect, read: &dyn Fn(&Key) -> Option<Record>) -> Standing {
@@ -208,6 +224,16 @@ impl World for MasterWorld {
                 Some(Record::Participation(p)) if !matches!(p.state, ParticipationState::Declined(_)) => Standing::Earlier,
                 _ => Standing::Never,
             },
+            Effect::Follow { job, .. } => match read(&Key::Announced(job.clone())) {
+                Some(Record::Announced(announced)) if !announced.over => Standing::Now,
+                Some(_) => Standing::Earlier,
+                None => Standing::Never,
+            },
+            // A report that has left is gone.
+            Effect::Report { proposal, state } => match read(&Key::Report(proposal.clone())) {
+                Some(Record::Report(report)) if report.state == *state => Standing::Now,
+                _ => Standing::Earlier,
+            },
         }
     }
 
@@ -236,11 +262,42 @@ impl World for MasterWorld {
 
     fn last_event(record: &Record) -> Option<u64> {
         match record {
-            Record::Counter(_) | Record::Submission(_) | Record::Purge(_) => None,
+            Record::Counter(_)
+            | Record::Submission(_)
+            | Record::Purge(_)
+            | Record::Announced(_)
+            | Record::Peer(_)
+            | Record::Report(_) => None,
             Record::Job(job) => Some(job.last_event),
             Record::Task(task) => Some(task.last_event),
             Record::Participation(participation) => Some(participation.last_event),
         }
+    }
+}
+
+/// What a coordinator says of a job; 0 is the last it ever says.
+fn news(how: u8) -> News {
+    let (status, over, state) = match how % 4 {
+        0 => (federation::Standing::Accepted, true, PeerState::Ended(End::Succeeded)),
+        1 => (federation::Standing::Refused, true, PeerState::Ended(End::Failed)),
+        2 => (federation::Standing::Accepted, false, PeerState::Running),
+        _ => {
+            return News {
+                announced: None,
+                chosen: Vec::new(),
+            };
+        }
+    };
+    let chosen = ["p2", "p3"].map(|name| (PartyId::parse(name).unwrap(), TaskId::parse("t").unwrap(), state, "why".to_owned()));
+    News {
+        announced: Some(Announced {
+            status,
+            chosen: 2,
+            revision: u64::from(how),
+            over,
+            ..Announced::default()
+        }),
+        chosen: chosen.to_vec(),
     }
 }
 

@@ -177,7 +177,9 @@ fn answer(effect: master::Effect, fails: bool) -> anyhow::Result<Option<master::
         | E::WakeAt { .. }
         | E::DeadlineAt { .. }
         | E::GiveUp { .. }
-        | E::Forget { .. } => None,
+        | E::Forget { .. }
+        | E::Follow { .. }
+        | E::Report { .. } => None,
     })
 }
 

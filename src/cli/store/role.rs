@@ -58,8 +58,8 @@ impl Role for Master {
             master::Key::Counter | master::Key::Submission(_) => None,
             master::Key::Job(job) => Some(job.clone()),
             master::Key::Task(key) => Some(key.job.clone()),
-            master::Key::Participation(proposal) => job_of(proposal),
-            master::Key::Purge(job) => Some(job.clone()),
+            master::Key::Announced(job) | master::Key::Peer(job, _) | master::Key::Purge(job) => Some(job.clone()),
+            master::Key::Participation(proposal) | master::Key::Report(proposal) => job_of(proposal),
         }
     }
 
@@ -94,7 +94,11 @@ impl Role for Master {
             | E::TaskCancelling { key, .. }
             | E::TaskEnded { key, .. }
             | E::ProposalWon { key, .. } => Some(key.job.clone()),
-            E::ProposalOffered { proposal, .. }
+            E::JobAnnounced { job, .. } => Some(job.clone()),
+            E::PeerChanged { peer } => Some(peer.job.clone()),
+            E::ReportOwed { proposal, .. }
+            | E::ReportSent { proposal }
+            | E::ProposalOffered { proposal, .. }
             | E::ProposalDeclined { proposal, .. }
             | E::ProposalMissed { proposal, .. }
             | E::ProposalPurged { proposal } => job_of(proposal),
@@ -119,7 +123,9 @@ impl Role for Coordinator {
         use coordinator::Key as K;
         match key {
             K::Counters | K::Party(_) => None,
-            K::Proposal(job) | K::Task(job, _) | K::Participant(job, _) => Some(job.clone()),
+            K::Proposal(job) | K::Task(job, _) | K::Participant(job, _) | K::Assignment(job, _) | K::Course(job) | K::Order(_, job) => {
+                Some(job.clone())
+            }
         }
     }
 
@@ -127,7 +133,7 @@ impl Role for Coordinator {
         use coordinator::Event as E;
         match event {
             E::Started { .. } | E::Subscribed { .. } | E::Disconnected { .. } | E::Left { .. } => None,
-            E::Proposed(proposal) => Some(proposal.job_id.clone()),
+            E::Proposed(proposal) | E::Cancelled(proposal) => Some(proposal.job_id.clone()),
             E::TaskAdded { job, .. }
             | E::Accepted { job, .. }
             | E::Chosen { job, .. }
@@ -135,7 +141,12 @@ impl Role for Coordinator {
             | E::TaskReleased { job, .. }
             | E::ParticipantReleased { job, .. }
             | E::Expired { job }
-            | E::Forgotten { job } => Some(job.clone()),
+            | E::Forgotten { job }
+            | E::Assigned { job, .. }
+            | E::Reported { job, .. }
+            | E::CourseKept { job, .. }
+            | E::Ordered { job, .. }
+            | E::OrderMet { job, .. } => Some(job.clone()),
         }
     }
 

@@ -2,10 +2,9 @@
 //!
 //! Called live for each event just decided, and in replay. Must be total: an event that was once emitted always applies.
 
-use super::{Coordinator, Entry, Event, Key, Link, Participant, Party, Record, State, Verdict};
+use super::{Assignment, AssignmentState, Coordinator, Entry, Event, Key, Link, Participant, Party, Record, State, Verdict};
 use crate::machine::Changes;
 use crate::machine::ids::{JobId, PartyId, Timestamp};
-use std::collections::BTreeMap;
 
 impl Coordinator {
     pub(super) fn apply_event(&mut self, event: &Event, changes: &mut Changes<Key>) {
@@ -18,17 +17,13 @@ impl Coordinator {
             Event::Subscribed { .. } | Event::Disconnected { .. } | Event::Left { .. } => self.apply_to_party(event, changes),
             Event::Proposed(proposal) => {
                 self.counters.proposals = proposal.number;
-                let entry = Entry {
-                    proposal: (**proposal).clone(),
-                    tasks: BTreeMap::new(),
-                    participants: BTreeMap::new(),
-                };
-                self.proposals.insert(proposal.job_id.clone(), entry);
+                self.proposals.insert(proposal.job_id.clone(), Entry::bare((**proposal).clone()));
                 changes.keys.extend([Key::Counters, Key::Proposal(proposal.job_id.clone())]);
             }
             Event::Forgotten { job } => {
                 self.proposals.remove(job);
-                changes.keys.insert(Key::Proposal(job.clone()));
+                self.courses.remove(job);
+                changes.keys.extend([Key::Proposal(job.clone()), Key::Course(job.clone())]);
             }
             Event::TaskAdded { job, .. }
             | Event::Accepted { job, .. }
@@ -41,7 +36,48 @@ impl Coordinator {
                     entry.apply(job, event, changes);
                 }
             }
+            Event::CourseKept { job, course } => {
+                self.courses.insert(job.clone(), course.clone());
+                changes.keys.insert(Key::Course(job.clone()));
+            }
+            Event::Cancelled(proposal) => {
+                let job = &proposal.job_id;
+                match self.proposals.get_mut(job) {
+                    Some(entry) => entry.proposal = (**proposal).clone(),
+                    None => drop(self.proposals.insert(job.clone(), Entry::bare((**proposal).clone()))),
+                }
+                changes.keys.insert(Key::Proposal(job.clone()));
+            }
+            Event::Assigned { job, party, index, at } => self.apply_assigned(job, party, *index, *at, changes),
+            Event::Reported { job, party, assignment } => {
+                self.assignments.insert((job.clone(), party.clone()), (**assignment).clone());
+                changes.keys.insert(Key::Assignment(job.clone(), party.clone()));
+            }
+            Event::Ordered { party, job, order } => {
+                self.orders.insert((party.clone(), job.clone()), (**order).clone());
+                changes.keys.insert(Key::Order(party.clone(), job.clone()));
+            }
+            Event::OrderMet { party, job } => {
+                self.orders.remove(&(party.clone(), job.clone()));
+                changes.keys.insert(Key::Order(party.clone(), job.clone()));
+            }
         }
+    }
+
+    fn apply_assigned(&mut self, job: &JobId, party: &PartyId, index: u32, at: Timestamp, changes: &mut Changes<Key>) {
+        let Some(entry) = self.proposals.get_mut(job) else { return };
+        entry.choose(job, party, index, changes);
+        let Some(task) = entry.tasks.get(&index) else { return };
+        let assignment = Assignment {
+            number: entry.proposal.number,
+            task: task.task_id.clone(),
+            instance: self.parties.get(party).and_then(|party| party.instance.clone()),
+            state: AssignmentState::Given,
+            reason: String::new(),
+            changed_at: at,
+        };
+        self.assignments.insert((job.clone(), party.clone()), assignment);
+        changes.keys.insert(Key::Assignment(job.clone(), party.clone()));
     }
 
     fn apply_to_party(&mut self, event: &Event, changes: &mut Changes<Key>) {
@@ -93,12 +129,7 @@ impl Coordinator {
                 self.parties.insert(party.clone(), record);
             }
             (Key::Proposal(job), Record::Proposal(proposal)) => {
-                let entry = Entry {
-                    proposal: *proposal,
-                    tasks: BTreeMap::new(),
-                    participants: BTreeMap::new(),
-                };
-                self.proposals.insert(job.clone(), entry);
+                self.proposals.insert(job.clone(), Entry::bare(*proposal));
             }
             (Key::Task(job, index), Record::Task(task)) => {
                 if let Some(entry) = self.proposals.get_mut(job) {
@@ -110,6 +141,8 @@ impl Coordinator {
                     entry.participants.insert(party.clone(), participant);
                 }
             }
+            (Key::Course(job), Record::Course(course)) => drop(self.courses.insert(job.clone(), course)),
+            (Key::Order(party, job), Record::Order(order)) => drop(self.orders.insert((party.clone(), job.clone()), order)),
             (key, record) => debug_assert!(false, "record {record:?} under key {key:?}"),
         }
     }

@@ -3,15 +3,18 @@
 //!
 //! 1. A task is given to at most one party, and exists. (That a party has at most one task of a proposal is the shape of the record.)
 //! 2. No more parties are chosen than the maximum and the number of tasks allow.
-//! 3. Only a proposal that closed with success has chosen parties, and then at least the minimum (or one for every task, if these are fewer).
+//! 3. Only a proposal that closed with success (and may have been cancelled since) has chosen parties, and then at least the minimum (or one for every task, if these are fewer).
 //! 4. An open proposal has all its tasks and a window that ends no earlier than it began.
 //! 5. An expired proposal has let go of its tasks and acceptances.
 //! 6. A proposal's id is made of its job id and its number; no number is used twice or beyond the counter.
 //! 7. No stream belongs to two parties, and none to a run to come.
 //! 8. Nobody is over the limits.
 //! 9. A verdict other than success says why.
+//! 10. An open proposal's course has no tally, a closed one's has. A tally counts the chosen among those who accepted.
 
-use super::{Coordinator, Entry, Link, PARTICIPANTS_MAX, PARTIES_MAX, State, TASKS_MAX, TYPES_BYTES_MAX, TYPES_MAX, Verdict, job_of};
+use super::{
+    Coordinator, Entry, Link, ORDERS_MAX, PARTICIPANTS_MAX, PARTIES_MAX, State, TASKS_MAX, TYPES_BYTES_MAX, TYPES_MAX, Verdict, job_of,
+};
 use std::collections::BTreeSet;
 
 /// Check them all.
@@ -32,6 +35,12 @@ pub fn check(machine: &Coordinator) -> Result<(), String> {
             job,
         )?;
         check_entry(entry)?;
+    }
+    ensure(machine.orders.len() <= ORDERS_MAX, 8, "too many orders", "all")?;
+    for (job, course) in &machine.courses {
+        let open = machine.proposals.get(job).is_some_and(|entry| entry.proposal.is_open());
+        let counted = course.tally.is_none_or(|tally| tally.chosen <= tally.accepted);
+        ensure(course.tally.is_none() == open && counted, 10, "tally", job)?;
     }
     let mut sessions = BTreeSet::new();
     ensure(machine.parties.len() <= PARTIES_MAX, 8, "too many parties", "all")?;
@@ -82,7 +91,7 @@ fn check_entry(entry: &Entry) -> Result<(), String> {
             let whole = tasks.len() == proposal.tasks as usize;
             let enough = *verdict != Verdict::Success || !whole || given.len() >= needed;
             ensure(
-                (*verdict == Verdict::Success || given.is_empty()) && enough,
+                (matches!(verdict, Verdict::Success | Verdict::Cancelled) || given.is_empty()) && enough,
                 3,
                 "chosen against the verdict",
                 at,

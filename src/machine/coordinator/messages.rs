@@ -2,7 +2,10 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the rules are in the files beside this one.
 
-use super::{INSTANCE_MAX, PARTICIPANTS_MAX, PARTIES_MAX, PROPOSALS_MAX, Proposal, ProposalTask, TYPES_BYTES_MAX, TYPES_MAX, Verdict};
+use super::{
+    Assignment, AssignmentState, Course, INSTANCE_MAX, ORDERS_MAX, Order, PARTICIPANTS_MAX, PARTIES_MAX, PROPOSALS_MAX, Proposal,
+    ProposalTask, TYPES_BYTES_MAX, TYPES_MAX, Verdict,
+};
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
 use serde::{Deserialize, Serialize};
@@ -51,6 +54,8 @@ pub enum Command {
         max: u32,
         /// SHA-256 of the whole request: tells a repetition from another request under the same job id.
         fingerprint: [u8; 32],
+        /// Identity of the initiator's data directory, when it is one of ours.
+        owner: Option<String>,
     },
     /// A party accepts an offer, or asks again what came of it.
     Fetch {
@@ -73,6 +78,43 @@ pub enum Command {
     Forget {
         /// Their jobs.
         jobs: Vec<JobId>,
+    },
+    /// A chosen party tells how its task stands.
+    Report {
+        /// The party.
+        party: PartyId,
+        /// The job.
+        job: JobId,
+        /// The proposal.
+        proposal: ProposalId,
+        /// The task.
+        task: TaskId,
+        /// Identity of the party's data directory.
+        instance: String,
+        /// How it stands.
+        state: AssignmentState,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The initiator does not want its job any more.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// Its type.
+        job_type: TypeName,
+        /// Identity of the initiator's data directory.
+        owner: String,
+        /// Why.
+        reason: String,
+    },
+    /// A party is to stop its task of a cancelled job.
+    Stop {
+        /// The job.
+        job: JobId,
+        /// The party.
+        party: PartyId,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -133,7 +175,7 @@ pub enum Event {
         /// When.
         at: Timestamp,
     },
-    /// A party was drawn for a task.
+    /// A party was drawn for a task, as release 0.1.0 recorded it: nobody may report on it.
     Chosen {
         /// The job.
         job: JobId,
@@ -174,6 +216,51 @@ pub enum Event {
     },
     /// Nothing is kept of an expired proposal any more.
     Forgotten {
+        /// The job.
+        job: JobId,
+    },
+    /// A party was drawn for a task.
+    Assigned {
+        /// The job.
+        job: JobId,
+        /// The party.
+        party: PartyId,
+        /// Position of the task in the proposal.
+        index: u32,
+        /// When.
+        at: Timestamp,
+    },
+    /// A party told how its task stands.
+    Reported {
+        /// The job.
+        job: JobId,
+        /// The party.
+        party: PartyId,
+        /// As it stands now.
+        assignment: Box<Assignment>,
+    },
+    /// Who asked for a proposal, and, at its close, how many took part.
+    CourseKept {
+        /// The job.
+        job: JobId,
+        /// All that is known.
+        course: Course,
+    },
+    /// A proposal is no longer wanted.
+    Cancelled(Box<Proposal>),
+    /// A party is to stop its task.
+    Ordered {
+        /// The party.
+        party: PartyId,
+        /// The job.
+        job: JobId,
+        /// The order.
+        order: Box<Order>,
+    },
+    /// An order is met, or given up.
+    OrderMet {
+        /// The party.
+        party: PartyId,
         /// The job.
         job: JobId,
     },
@@ -218,6 +305,20 @@ pub enum Effect {
         job: JobId,
         /// When.
         at: Timestamp,
+    },
+    /// Tell those who follow the job.
+    Changed {
+        /// The job.
+        job: JobId,
+    },
+    /// Tell a party to stop its task.
+    Order {
+        /// The party.
+        party: PartyId,
+        /// The job.
+        job: JobId,
+        /// The order.
+        order: Box<Order>,
     },
 }
 
@@ -291,4 +392,19 @@ pub enum Rejection {
     /// No room for one more acceptance.
     #[error("the proposal has {PARTICIPANTS_MAX} acceptances already")]
     TooManyParticipants,
+    /// A report of a party that has no task of the proposal.
+    #[error("party {0} was not chosen in proposal {1}")]
+    NotChosen(PartyId, ProposalId),
+    /// A report for another task than the party's.
+    #[error("party {0} has task {1} of that proposal")]
+    OtherTask(PartyId, TaskId),
+    /// The caller is not who it says: another data directory is known under that name.
+    #[error("{0} {1}: fedbroker-instance is not the identity known for it")]
+    NotTheOne(&'static str, String),
+    /// The task has ended, and otherwise.
+    #[error("party {0} has reported another end of task {1} before")]
+    OtherEnd(PartyId, TaskId),
+    /// No more orders are kept.
+    #[error("{ORDERS_MAX} orders to stop a task are open, which is the most; try again later")]
+    TooManyOrders,
 }

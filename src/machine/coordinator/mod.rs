@@ -8,6 +8,7 @@
 //! job id, so that asking again is safe.
 
 mod apply;
+mod assignments;
 pub mod draw;
 mod forget;
 pub mod invariant;
@@ -18,12 +19,14 @@ mod proposals;
 #[cfg(test)]
 mod tests;
 
+pub use assignments::{Assignment, AssignmentState, Course, Order, Tally};
 pub use messages::{Command, Effect, Event, Rejection, Reply};
 pub use parties::{Link, Party};
 pub use proposals::{Participant, Proposal, ProposalTask, State, Verdict, job_of};
 
 use super::content::PayloadRef;
 use super::ids::{JobId, PartyId, Timestamp};
+use super::outcome::End;
 use super::{Changes, Input, Machine, Out, join_key, split_key};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +60,11 @@ pub const ANSWER_MS: u64 = 1_000;
 /// The most records one `Expire` lets go: a large proposal goes in pieces, none of which holds up the loop.
 pub const RELEASE_MAX: usize = 64;
 
+/// The most open orders: one for each task of a cancelled job whose party has not said how it ended.
+pub const ORDERS_MAX: usize = 20_000;
+/// How long an order stays at least, ms; an older one makes room for a new one when there are [`ORDERS_MAX`]: its party is not coming back.
+pub const ORDER_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+
 /// How the coordinator is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -81,6 +89,12 @@ pub enum Key {
     Task(JobId, u32),
     /// An acceptance of the proposal of a job.
     Participant(JobId, PartyId),
+    /// What became of the task of a party that was chosen for a job.
+    Assignment(JobId, PartyId),
+    /// What the initiator of a job may know.
+    Course(JobId),
+    /// That a party is to stop its task of a job.
+    Order(PartyId, JobId),
 }
 
 /// A stored record.
@@ -96,6 +110,12 @@ pub enum Record {
     Task(ProposalTask),
     /// See [`Participant`].
     Participant(Participant),
+    /// See [`Assignment`].
+    Assignment(Assignment),
+    /// See [`Course`].
+    Course(Course),
+    /// See [`Order`].
+    Order(Order),
 }
 
 /// Numbers that never repeat in a data directory.
@@ -124,6 +144,10 @@ pub struct Coordinator {
     counters: Counters,
     parties: BTreeMap<PartyId, Party>,
     proposals: BTreeMap<JobId, Entry>,
+    courses: BTreeMap<JobId, Course>,
+    orders: BTreeMap<(PartyId, JobId), Order>,
+    /// Changed, and not durable yet.
+    assignments: BTreeMap<(JobId, PartyId), Assignment>,
 }
 
 impl Coordinator {
@@ -134,6 +158,9 @@ impl Coordinator {
             counters: Counters::default(),
             parties: BTreeMap::new(),
             proposals: BTreeMap::new(),
+            courses: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            assignments: BTreeMap::new(),
         }
     }
 }
@@ -161,6 +188,8 @@ impl Machine for Coordinator {
             Command::Propose { job_id, .. } => vec![Key::Proposal(job_id.clone())],
             Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal).into_iter().collect(),
             Command::Forget { jobs } => jobs.iter().take(RELEASE_MAX).cloned().map(Key::Proposal).collect(),
+            Command::Cancel { job, .. } => vec![Key::Proposal(job.clone()), Key::Course(job.clone())],
+            Command::Report { job, party, .. } | Command::Stop { job, party, .. } => vec![Key::Assignment(job.clone(), party.clone())],
             _ => Vec::new(),
         }
     }
@@ -210,6 +239,7 @@ impl Machine for Coordinator {
                 min,
                 max,
                 fingerprint,
+                owner,
             } => {
                 let asked = proposals::Asked {
                     job_id,
@@ -219,6 +249,7 @@ impl Machine for Coordinator {
                     min,
                     max,
                     fingerprint,
+                    owner,
                 };
                 self.propose(asked, input, out)
             }
@@ -226,6 +257,41 @@ impl Machine for Coordinator {
             Command::Close { job } => Ok(self.close(&job, input, out)),
             Command::Expire { job } => Ok(self.expire(&job, input, out)),
             Command::Forget { jobs } => Ok(self.forget_expired(jobs, input, out)),
+            Command::Report {
+                party,
+                job,
+                proposal,
+                task,
+                instance,
+                state,
+                reason,
+            } => {
+                let told = assignments::Told {
+                    party,
+                    job,
+                    proposal,
+                    task,
+                    instance,
+                    state,
+                    reason,
+                };
+                self.report(told, input, out)
+            }
+            Command::Cancel {
+                job,
+                job_type,
+                owner,
+                reason,
+            } => {
+                let unwanted = assignments::Unwanted {
+                    job,
+                    job_type,
+                    owner,
+                    reason,
+                };
+                self.cancel(unwanted, input, out)
+            }
+            Command::Stop { job, party, reason } => self.stop(job, party, &reason, input, out),
         }
     }
 
@@ -243,13 +309,21 @@ impl Machine for Coordinator {
                 .map(|entry| Record::Proposal(Box::new(entry.proposal.clone()))),
             Key::Task(job, index) => self.proposals.get(job)?.tasks.get(index).cloned().map(Record::Task),
             Key::Participant(job, party) => self.proposals.get(job)?.participants.get(party).cloned().map(Record::Participant),
+            Key::Assignment(job, party) => {
+                let key = (job.clone(), party.clone());
+                self.assignments.get(&key).cloned().map(Record::Assignment)
+            }
+            Key::Course(job) => self.courses.get(job).cloned().map(Record::Course),
+            Key::Order(party, job) => self.orders.get(&(party.clone(), job.clone())).cloned().map(Record::Order),
         }
     }
 
     fn is_live(record: &Record) -> bool {
         match record {
             Record::Proposal(proposal) => !matches!(proposal.state, State::Expired { .. }),
-            _ => true,
+            Record::Assignment(_) => false,
+            Record::Course(course) => course.tally.is_none(),
+            Record::Counters(_) | Record::Party(_) | Record::Task(_) | Record::Participant(_) | Record::Order(_) => true,
         }
     }
 
@@ -265,16 +339,18 @@ impl Machine for Coordinator {
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Key::Proposal(job) = key {
-            self.proposals.remove(job);
+        match key {
+            Key::Proposal(job) => drop(self.proposals.remove(job)),
+            Key::Assignment(job, party) => drop(self.assignments.remove(&(job.clone(), party.clone()))),
+            Key::Course(job) => drop(self.courses.remove(job)),
+            Key::Counters | Key::Party(_) | Key::Task(..) | Key::Participant(..) | Key::Order(..) => {}
         }
     }
 
     fn resume(&self, now: Timestamp) -> Vec<Effect> {
-        self.proposals
-            .values()
-            .filter_map(|entry| self.timer_at_start(entry, now))
-            .collect()
+        let timers = self.proposals.values().filter_map(|entry| self.timer_at_start(entry, now));
+        let orders = self.orders.iter().map(|((party, job), order)| order.effect(party, job));
+        timers.chain(orders).collect()
     }
 
     fn key_bytes(key: &Key) -> Vec<u8> {
@@ -284,6 +360,9 @@ impl Machine for Coordinator {
             Key::Proposal(job) => join_key(PROPOSAL, &[job.as_str()]),
             Key::Task(job, index) => join_key(b't', &[job.as_str(), &format!("{index:010}")]),
             Key::Participant(job, party) => join_key(b'u', &[job.as_str(), party.as_str()]),
+            Key::Assignment(job, party) => join_key(b'v', &[job.as_str(), party.as_str()]),
+            Key::Course(job) => join_key(b'w', &[job.as_str()]),
+            Key::Order(party, job) => join_key(b'x', &[party.as_str(), job.as_str()]),
         }
     }
 
@@ -294,6 +373,9 @@ impl Machine for Coordinator {
             (PROPOSAL, parts) if parts.len() == 1 => Some(Key::Proposal(JobId::parse(parts[0]).ok()?)),
             (b't', parts) if parts.len() == 2 => Some(Key::Task(JobId::parse(parts[0]).ok()?, parts[1].parse().ok()?)),
             (b'u', parts) if parts.len() == 2 => Some(Key::Participant(JobId::parse(parts[0]).ok()?, PartyId::parse(parts[1]).ok()?)),
+            (b'v', parts) if parts.len() == 2 => Some(Key::Assignment(JobId::parse(parts[0]).ok()?, PartyId::parse(parts[1]).ok()?)),
+            (b'w', parts) if parts.len() == 1 => Some(Key::Course(JobId::parse(parts[0]).ok()?)),
+            (b'x', parts) if parts.len() == 2 => Some(Key::Order(PartyId::parse(parts[0]).ok()?, JobId::parse(parts[1]).ok()?)),
             _ => None,
         }
     }
@@ -306,6 +388,7 @@ impl Machine for Coordinator {
             ("party disconnected", (self.parties.len() - connected) as u64),
             ("proposal open", open as u64),
             ("proposal closed", (self.proposals.len() - open) as u64),
+            ("order open", self.orders.len() as u64),
         ]
     }
 
@@ -316,7 +399,16 @@ impl Machine for Coordinator {
                 Some((Verdict::NotEnoughResponders, _)) => "proposal not_enough_responders",
                 Some((Verdict::NotEnoughSubscribers, _)) => "proposal not_enough_subscribers",
                 Some((Verdict::Reject, _)) => "proposal rejected",
+                Some((Verdict::Cancelled, _)) => "proposal cancelled",
                 None => "proposal open",
+            },
+            // An assignment is history in every state: each counts as often as it is entered.
+            Record::Assignment(assignment) => match assignment.state {
+                AssignmentState::Given => "assignment given",
+                AssignmentState::Running => "assignment running",
+                AssignmentState::Ended(End::Succeeded) => "assignment success",
+                AssignmentState::Ended(End::Failed) => "assignment failed",
+                AssignmentState::Ended(End::Cancelled) => "assignment cancelled",
             },
             _ => "record ended",
         }

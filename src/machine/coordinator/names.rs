@@ -16,6 +16,9 @@ named!(
     Close = "close",
     Expire = "expire",
     Forget = "forget",
+    Report = "report",
+    Cancel = "cancel",
+    Stop = "stop",
 );
 
 named!(
@@ -25,4 +28,6 @@ named!(
     CloseAt = "close_at",
     Closed = "closed",
     ExpireAt = "expire_at",
+    Changed = "changed",
+    Order = "order",
 );

@@ -3,7 +3,7 @@
 //! Called by the machine's `decide`. Must never let the state of one party change what another one gets.
 
 use super::{Coordinator, Effect, Event, INSTANCE_MAX, Key, PARTIES_MAX, Record, Rejection, Reply, TYPES_BYTES_MAX, TYPES_MAX};
-use crate::machine::ids::{PartyId, Timestamp, TypeName};
+use crate::machine::ids::{PartyId, ProposalId, Timestamp, TypeName};
 use crate::machine::{Input, Out};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -124,6 +124,22 @@ impl Coordinator {
             },
         );
         Ok(Reply::Done)
+    }
+
+    /// To everybody who takes this type and has a stream.
+    pub(super) fn offers(&self, proposal: &ProposalId, job_type: &TypeName) -> Vec<Effect> {
+        let members = self
+            .parties
+            .iter()
+            .filter(|(_, party)| party.takes(job_type) && self.is_connected(party));
+        members
+            .map(|(id, party)| Effect::Offer {
+                party: id.clone(),
+                session: party.session,
+                proposal: proposal.clone(),
+                job_type: job_type.clone(),
+            })
+            .collect()
     }
 
     pub(super) fn stream_broken(&mut self, party: PartyId, session: u64, input: &Input<Key, Record>, out: &mut Out<Self>) -> Reply {

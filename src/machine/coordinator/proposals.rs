@@ -2,10 +2,9 @@
 //!
 //! Called by the machine's `decide`. Must never let a proposal end without a recorded verdict, and never give a task to two parties.
 
-use super::draw::draw;
 use super::{
-    ANSWER_MS, Coordinator, Effect, Entry, Event, Key, Link, PARTICIPANTS_MAX, PROPOSALS_MAX, Party, RELEASE_MAX, RETURN_MS, Record,
-    Rejection, Reply, TASKS_MAX, WAIT_MAX_S,
+    ANSWER_MS, Coordinator, Course, Effect, Entry, Event, Key, Link, PARTICIPANTS_MAX, PROPOSALS_MAX, Party, RELEASE_MAX, RETURN_MS,
+    Record, Rejection, Reply, TASKS_MAX, Tally, WAIT_MAX_S,
 };
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, Timestamp, TypeName};
@@ -83,6 +82,8 @@ pub enum Verdict {
     NotEnoughSubscribers,
     /// Nobody knows the job type, or the numbers make no sense.
     Reject,
+    /// The initiator cancelled the job, before or after the close: nobody gets a task any more. To FedVision 0.1 it is a reject.
+    Cancelled,
 }
 
 /// A task of a proposal.
@@ -129,6 +130,11 @@ impl Proposal {
     }
 }
 
+/// The id of a job's proposal; `None` if the job's id leaves no room for it.
+pub(super) fn id_of(job: &JobId, number: u64) -> Option<ProposalId> {
+    ProposalId::parse(format!("{job}{ID_INFIX}{number}")).ok()
+}
+
 /// The job a proposal id belongs to; `None` if it is no proposal id of this coordinator's making.
 pub fn job_of(proposal: &ProposalId) -> Option<JobId> {
     let (job, number) = proposal.as_str().rsplit_once(ID_INFIX)?;
@@ -145,6 +151,7 @@ pub(super) struct Asked {
     pub(super) min: u32,
     pub(super) max: u32,
     pub(super) fingerprint: [u8; 32],
+    pub(super) owner: Option<String>,
 }
 
 impl Asked {
@@ -167,7 +174,9 @@ impl Asked {
 impl Coordinator {
     pub(super) fn propose(&mut self, asked: Asked, input: &Input<Key, Record>, out: &mut Out<Self>) -> Result<Reply, Rejection> {
         if let Some(known) = self.known(&asked.job_id, input) {
-            let same = known.fingerprint == asked.fingerprint;
+            // A cancellation may come before what it cancels.
+            let unmade = known.tasks == 0 && known.verdict().is_some_and(|(verdict, _)| verdict == Verdict::Cancelled);
+            let same = known.fingerprint == asked.fingerprint || unmade;
             return if same {
                 Ok(known.reply())
             } else {
@@ -181,7 +190,7 @@ impl Coordinator {
             return Err(Rejection::TooManyProposals);
         }
         let number = self.counters.proposals + 1;
-        let Ok(id) = ProposalId::parse(format!("{}{ID_INFIX}{number}", asked.job_id)) else {
+        let Some(id) = id_of(&asked.job_id, number) else {
             return Err(Rejection::LongJobId(asked.job_id));
         };
         let refusal = self.refusal(&asked, input.now);
@@ -215,6 +224,11 @@ impl Coordinator {
         let reply = proposal.reply();
         let (open, closes_at) = (proposal.is_open(), proposal.closes_at);
         out.emit(self, Event::Proposed(Box::new(proposal)));
+        if asked.owner.is_some() {
+            let (job, tally) = (asked.job_id.clone(), (!open).then(Tally::default));
+            let course = Course { owner: asked.owner, tally };
+            out.emit(self, Event::CourseKept { job, course });
+        }
         if !open {
             return Ok(reply);
         }
@@ -286,21 +300,6 @@ impl Coordinator {
             return Some((Verdict::NotEnoughSubscribers, reason));
         }
         None
-    }
-
-    fn offers(&self, proposal: &ProposalId, job_type: &TypeName) -> Vec<Effect> {
-        let members = self
-            .parties
-            .iter()
-            .filter(|(_, party)| party.takes(job_type) && self.is_connected(party));
-        members
-            .map(|(id, party)| Effect::Offer {
-                party: id.clone(),
-                session: party.session,
-                proposal: proposal.clone(),
-                job_type: job_type.clone(),
-            })
-            .collect()
     }
 
     /// The checks come in the order of FedVision 0.1: proposal, party, window.
@@ -377,17 +376,9 @@ impl Coordinator {
             (Verdict::Success, String::new())
         };
         if verdict == Verdict::Success {
-            for (index, party) in (0..).zip(draw(present, max.min(tasks), input.random)) {
-                out.emit(
-                    self,
-                    Event::Chosen {
-                        job: job.clone(),
-                        party,
-                        index,
-                    },
-                );
-            }
+            self.assign(job, present, max.min(tasks), input, out);
         }
+        self.count(job, out);
         out.emit(
             self,
             Event::Closed {

@@ -1,6 +1,7 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
 use super::control::first_state;
+use super::federation::PeerState;
 use super::records::{
     Job, JobState, KeyHash, Origin, Participation, ParticipationState, Purge, STEPS_MAX, Step, Submission, Task, TaskState,
 };
@@ -8,7 +9,7 @@ use super::{Event, Key, Master, Record};
 use crate::machine::Changes;
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName};
-use crate::machine::outcome::Outcome;
+use crate::machine::outcome::{End, Outcome};
 
 /// Counts towards `ProposalAcceptRule::at_once`. A task whose end will never be known does not: it would count for ever.
 pub(super) fn is_under_way(task: &Task) -> bool {
@@ -54,6 +55,16 @@ pub(super) fn ending(record: &Record) -> &'static str {
         },
         Record::Submission(_) => "submission ended",
         Record::Purge(_) => "purge live",
+        Record::Announced(_) => "follow ended",
+        Record::Report(_) => "report ended",
+        // A peer is history in every state: each counts as often as it is entered.
+        Record::Peer(peer) => match peer.state {
+            PeerState::Unknown => "peer unknown",
+            PeerState::Running => "peer running",
+            PeerState::Ended(End::Succeeded) => "peer success",
+            PeerState::Ended(End::Failed) => "peer failed",
+            PeerState::Ended(End::Cancelled) => "peer cancelled",
+        },
         Record::Task(task) => match &task.state {
             TaskState::Ended(outcome) => outcome.end.of_task(),
             TaskState::Held | TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. } => "task live",
@@ -126,7 +137,33 @@ impl Master {
             | Event::TaskPurged { .. }
             | Event::ProposalPurged { .. }
             | Event::KeyDropped { .. } => self.apply_purge(event, changes),
+            Event::JobAnnounced { .. } | Event::PeerChanged { .. } | Event::ReportOwed { .. } | Event::ReportSent { .. } => {
+                self.apply_federation(event, changes);
+            }
             _ => self.apply_task_event(event, changes),
+        }
+    }
+
+    fn apply_federation(&mut self, event: &Event, changes: &mut Changes<Key>) {
+        match event {
+            Event::JobAnnounced { job, announced } => {
+                self.announced.insert(job.clone(), (**announced).clone());
+                changes.keys.insert(Key::Announced(job.clone()));
+            }
+            Event::PeerChanged { peer } => {
+                let (job, party) = (peer.job.clone(), peer.party.clone());
+                self.peers.insert((job.clone(), party.clone()), (**peer).clone());
+                changes.keys.insert(Key::Peer(job, party));
+            }
+            Event::ReportOwed { proposal, report } => {
+                self.reports.insert(proposal.clone(), (**report).clone());
+                changes.keys.insert(Key::Report(proposal.clone()));
+            }
+            Event::ReportSent { proposal } => {
+                self.reports.remove(proposal);
+                changes.keys.insert(Key::Report(proposal.clone()));
+            }
+            _ => unreachable!("other events are applied by the caller"),
         }
     }
 

@@ -111,6 +111,15 @@ fn effects(master: &Master) -> Result<(), String> {
         })?;
         ensure(waits == asked, || format!("M9 a job that waits is resumed: {id}"))?;
     }
+    let owed = resumed.iter().filter(|effect| matches!(effect, Effect::Report { .. })).count();
+    let followed = resumed.iter().filter(|effect| matches!(effect, Effect::Follow { .. })).count();
+    let open = master.announced.values().filter(|announced| !announced.over).count();
+    ensure(owed == master.reports.len() && followed == open, || {
+        format!(
+            "M10 {} reports and {open} jobs wait, {owed} and {followed} are resumed",
+            master.reports.len()
+        )
+    })?;
     let tasks = master
         .tasks
         .values()

@@ -95,6 +95,7 @@ impl Master {
                     },
                 );
                 out.effects.extend(self.jobs.get(&id).and_then(|job| self.effect_of_job(job)));
+                self.begin_following(&id, out);
             }
             None => self.run(&id, (input, out)),
         }
@@ -125,6 +126,7 @@ impl Master {
 
     pub(super) fn legacy_proposal(&mut self, id: JobId, step: u32, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
         self.expect(&id, step, |state| *state == JobState::Proposing { legacy_call: false })?;
+        self.stop_following(&id, out);
         out.emit(self, Event::JobProposedLegacy { job: id });
         Ok(Reply::Done)
     }
@@ -207,6 +209,8 @@ impl Master {
 
     /// The job failed: its own tasks are stopped, its endpoints given back.
     pub(super) fn fail_for_good(&mut self, id: &JobId, failure: Failure, (input, out): Ctx<'_>) {
+        // A coordinator that never heard of it is asked no more.
+        self.ask_for_news(id, 0, out);
         let failure = Failure {
             reason: clip(one_line(&failure.reason), REASON_MAX),
             exit_code: failure.exit_code,
@@ -291,11 +295,13 @@ impl Command {
             | Command::Wake { job, .. }
             | Command::DeadlinePassed { job }
             | Command::Purge { job, .. }
-            | Command::Forgotten { job } => Some(job),
-            Command::Submitted { key, .. } | Command::TaskEnded { key, .. } => Some(&key.job),
+            | Command::Forgotten { job }
+            | Command::News { job, .. } => Some(job),
+            Command::Submitted { key, .. } | Command::TaskEnded { key, .. } | Command::StopOrdered { key, .. } => Some(&key.job),
             Command::Submit { .. }
             | Command::Offered { .. }
             | Command::Fetched { .. }
+            | Command::Reported { .. }
             | Command::PurgeProposals { .. }
             | Command::SweepTombstones { .. } => None,
         }

@@ -2,6 +2,7 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
+use super::federation::{Announced, News, Peer, PeerState, Report};
 use super::records::{Failure, Lease};
 use super::spec::{KeyHash, Provenance, Spec};
 use super::JOBS_MAX;
@@ -162,6 +163,29 @@ pub enum Command {
         key: TaskKey,
         /// How.
         outcome: Outcome,
+    },
+    /// The coordinator told how a job's proposal and the chosen parties stand.
+    News {
+        /// Whose.
+        job: JobId,
+        /// What.
+        news: News,
+    },
+    /// The coordinator has the report on a task of this proposal, or will never take it.
+    Reported {
+        /// The proposal.
+        proposal: ProposalId,
+        /// What the report said.
+        state: PeerState,
+    },
+    /// The coordinator says that a task is no longer wanted by its initiator.
+    StopOrdered {
+        /// The proposal.
+        proposal: ProposalId,
+        /// The task.
+        key: TaskKey,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -326,6 +350,14 @@ pub enum Event {
         reason: String,
         at: Timestamp,
     },
+    /// What is known of a job's proposal.
+    JobAnnounced { job: JobId, announced: Box<Announced> },
+    /// How a chosen party stands.
+    PeerChanged { peer: Box<Peer> },
+    /// The coordinator is to be told of a task.
+    ReportOwed { proposal: ProposalId, report: Box<Report> },
+    /// It was told, or will never take it.
+    ReportSent { proposal: ProposalId },
 }
 
 /// What is to be done.
@@ -362,6 +394,10 @@ pub enum Effect {
     GiveUp { job: JobId, ended: bool },
     /// Remove what a purged job left elsewhere: logs at the cluster manager, and the compile directory of that number.
     Forget { job: JobId, number: Option<u64> },
+    /// Bring the news of a job; 0 asks for all there is.
+    Follow { job: JobId, after: u64 },
+    /// Tell the coordinator how a task stands.
+    Report { proposal: ProposalId, state: PeerState },
 }
 
 /// The answer to an accepted command.

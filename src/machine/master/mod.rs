@@ -4,6 +4,7 @@
 
 mod apply;
 mod control;
+pub mod federation;
 pub mod invariant;
 mod jobs;
 mod messages;
@@ -23,6 +24,7 @@ pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, 
 use super::content::{Content, PayloadRef};
 use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
 use super::{Changes, Input, Machine, Out, Seq, join_key, split_key};
+use federation::{Announced, Peer, Report};
 use records::{Job, Participation, ParticipationState, Purge, Submission, Task, TaskState};
 use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
@@ -62,6 +64,12 @@ pub enum Key {
     Submission(KeyHash),
     /// A purged job that has left something elsewhere.
     Purge(JobId),
+    /// How the proposal of a job went.
+    Announced(JobId),
+    /// A party that was chosen for a job.
+    Peer(JobId, PartyId),
+    /// What the coordinator is to be told of a proposal's task.
+    Report(ProposalId),
 }
 
 /// A stored record.
@@ -83,6 +91,12 @@ pub enum Record {
     Submission(Submission),
     /// A purge under way.
     Purge(Purge),
+    /// What is known of a job's proposal.
+    Announced(Announced),
+    /// A chosen party.
+    Peer(Peer),
+    /// A report.
+    Report(Report),
 }
 
 /// The machine's state: everything live, and the counters.
@@ -96,9 +110,16 @@ pub struct Master {
     /// Only those of the commit under way: a submission is never live.
     submissions: BTreeMap<KeyHash, Submission>,
     purges: BTreeMap<JobId, Purge>,
+    announced: BTreeMap<JobId, Announced>,
+    /// Only those of the commit under way.
+    peers: BTreeMap<(JobId, PartyId), Peer>,
+    reports: BTreeMap<ProposalId, Report>,
     /// Derived: fetches and won tasks under way.
     under_way: u32,
 }
+
+/// The kind byte of a [`Peer`]'s key: those of a job are read together.
+pub const PEER: u8 = b'q';
 
 type Ctx<'a> = (&'a Input<Key, Record>, &'a mut Out<Master>);
 
@@ -113,6 +134,9 @@ impl Master {
             participations: BTreeMap::new(),
             submissions: BTreeMap::new(),
             purges: BTreeMap::new(),
+            announced: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            reports: BTreeMap::new(),
             under_way: 0,
         }
     }
@@ -168,6 +192,11 @@ impl Machine for Master {
                 proposals.iter().take(purge::SWEEP_MAX).flat_map(of).collect()
             }
             Command::SweepTombstones { keys, .. } => keys.iter().take(purge::SWEEP_MAX).copied().map(Key::Submission).collect(),
+            Command::StopOrdered { key, .. } => vec![Key::Task(key.clone())],
+            Command::News { job, news } => {
+                let parties = news.chosen.iter().take(federation::PEERS_MAX);
+                parties.map(|(party, ..)| Key::Peer(job.clone(), party.clone())).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -215,6 +244,9 @@ impl Machine for Master {
             Command::Fetched { proposal, result } => self.fetched(proposal, result, ctx),
             Command::Submitted { key, tries, answer } => self.submitted(key, tries, answer, ctx),
             Command::TaskEnded { key, outcome } => self.task_ended(key, outcome, ctx),
+            Command::News { job, news } => self.news(job, news, ctx),
+            Command::Reported { proposal, state } => self.reported(proposal, state, ctx),
+            Command::StopOrdered { proposal, key, reason } => self.stop_ordered(proposal, key, &reason, ctx),
         }
     }
 
@@ -228,7 +260,7 @@ impl Machine for Master {
 
     fn last_event(&self, key: &Key) -> Option<Seq> {
         match key {
-            Key::Counter | Key::Submission(_) | Key::Purge(_) => None,
+            Key::Counter | Key::Submission(_) | Key::Purge(_) | Key::Announced(_) | Key::Peer(..) | Key::Report(_) => None,
             Key::Job(id) => self.jobs.get(id).map(|job| job.last_event),
             Key::Task(key) => self.tasks.get(key).map(|task| task.last_event),
             Key::Participation(id) => self.participations.get(id).map(|participation| participation.last_event),
@@ -243,6 +275,9 @@ impl Machine for Master {
             Key::Participation(id) => self.participations.get(id).cloned().map(Record::Participation),
             Key::Submission(hash) => self.submissions.get(hash).cloned().map(Record::Submission),
             Key::Purge(id) => self.purges.get(id).cloned().map(Record::Purge),
+            Key::Announced(job) => self.announced.get(job).cloned().map(Record::Announced),
+            Key::Peer(job, party) => self.peers.get(&(job.clone(), party.clone())).cloned().map(Record::Peer),
+            Key::Report(proposal) => self.reports.get(proposal).cloned().map(Record::Report),
         }
     }
 
@@ -252,14 +287,21 @@ impl Machine for Master {
             Record::Job(job) => !job.state.is_final() || Master::owes(job),
             Record::Task(task) => !matches!(task.state, TaskState::Ended(_)),
             Record::Participation(participation) => participation.state == ParticipationState::Offered,
-            Record::Submission(_) => false,
-            Record::Purge(_) => true,
+            Record::Submission(_) | Record::Peer(_) => false,
+            Record::Announced(announced) => !announced.over,
+            Record::Purge(_) | Record::Report(_) => true,
         }
     }
 
     fn payloads(record: &Record) -> Vec<PayloadRef> {
         let contents: Vec<&Content> = match record {
-            Record::Counter(_) | Record::Participation(_) | Record::Submission(_) | Record::Purge(_) => Vec::new(),
+            Record::Counter(_)
+            | Record::Participation(_)
+            | Record::Submission(_)
+            | Record::Purge(_)
+            | Record::Announced(_)
+            | Record::Peer(_)
+            | Record::Report(_) => Vec::new(),
             Record::Job(job) => [Some(&job.spec.config), job.spec.algorithm_config.as_ref(), job.proposal.as_ref()]
                 .into_iter()
                 .flatten()
@@ -286,6 +328,17 @@ impl Machine for Master {
             Record::Purge(purge) => {
                 self.purges.insert(purge.job.clone(), purge);
             }
+            Record::Announced(announced) => {
+                if let Key::Announced(job) = key {
+                    self.announced.insert(job.clone(), announced);
+                }
+            }
+            Record::Peer(peer) => drop(self.peers.insert((peer.job.clone(), peer.party.clone()), peer)),
+            Record::Report(report) => {
+                if let Key::Report(proposal) = key {
+                    self.reports.insert(proposal.clone(), report);
+                }
+            }
             Record::Submission(submission) => {
                 if let Key::Submission(hash) = key {
                     self.submissions.insert(*hash, submission);
@@ -303,6 +356,9 @@ impl Machine for Master {
             Key::Participation(id) => drop(self.participations.remove(id)),
             Key::Submission(hash) => drop(self.submissions.remove(hash)),
             Key::Purge(id) => drop(self.purges.remove(id)),
+            Key::Announced(job) => drop(self.announced.remove(job)),
+            Key::Peer(job, party) => drop(self.peers.remove(&(job.clone(), party.clone()))),
+            Key::Report(proposal) => drop(self.reports.remove(proposal)),
         }
     }
 
@@ -318,7 +374,8 @@ impl Machine for Master {
             job: purge.job.clone(),
             number: purge.number,
         });
-        jobs.chain(deadlines).chain(tasks).chain(fetches).chain(purges).collect()
+        let own = jobs.chain(deadlines).chain(tasks).chain(fetches).chain(purges);
+        own.chain(self.resume_federation()).collect()
     }
 
     fn key_bytes(key: &Key) -> Vec<u8> {
@@ -329,6 +386,9 @@ impl Machine for Master {
             Key::Participation(id) => join_key(b'p', &[id.as_str()]),
             Key::Submission(hash) => join_key(b's', &[&hash.hex()]),
             Key::Purge(id) => join_key(b'f', &[id.as_str()]),
+            Key::Announced(job) => join_key(b'a', &[job.as_str()]),
+            Key::Peer(job, party) => join_key(PEER, &[job.as_str(), party.as_str()]),
+            Key::Report(proposal) => join_key(b'r', &[proposal.as_str()]),
         }
     }
 
@@ -341,6 +401,9 @@ impl Machine for Master {
             (b'p', [id]) => ProposalId::parse(*id).ok().map(Key::Participation),
             (b'f', [id]) => JobId::parse(*id).ok().map(Key::Purge),
             (b's', [hash]) => KeyHash::from_hex(hash).map(Key::Submission),
+            (b'a', [job]) => JobId::parse(*job).ok().map(Key::Announced),
+            (PEER, [job, party]) => Some(Key::Peer(JobId::parse(*job).ok()?, PartyId::parse(*party).ok()?)),
+            (b'r', [proposal]) => ProposalId::parse(*proposal).ok().map(Key::Report),
             _ => None,
         }
     }
@@ -358,6 +421,8 @@ impl Machine for Master {
         if !self.purges.is_empty() {
             counts.insert("purge closing", self.purges.len() as u64);
         }
+        counts.insert("job followed", self.announced.len() as u64);
+        counts.insert("report owed", self.reports.len() as u64);
         counts.into_iter().collect()
     }
 

@@ -28,6 +28,9 @@ named!(
     Fetched = "fetched",
     Submitted = "submitted",
     TaskEnded = "task_ended",
+    News = "news",
+    Reported = "reported",
+    StopOrdered = "stop_ordered",
 );
 
 named!(
@@ -44,4 +47,6 @@ named!(
     DeadlineAt = "deadline_at",
     GiveUp = "give_up",
     Forget = "forget",
+    Follow = "follow",
+    Report = "report",
 );

@@ -66,6 +66,8 @@ impl Event {
             | Event::TaskSubmitted { key, .. }
             | Event::TaskCancelling { key, .. }
             | Event::TaskEnded { key, .. } => Some(Key::Task(key.clone())),
+            // They are about other parties, and may come when the job's record is history.
+            Event::JobAnnounced { .. } | Event::PeerChanged { .. } | Event::ReportOwed { .. } | Event::ReportSent { .. } => None,
             Event::ProposalWon { proposal, .. } | Event::ProposalMissed { proposal, .. } => Some(Key::Participation(proposal.clone())),
         }
     }

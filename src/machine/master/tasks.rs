@@ -1,5 +1,6 @@
 //! The cluster task queue: submitted, watched, ended or stopped.
 
+use super::federation::PeerState;
 use super::records::{Failure, Job, JobState, Task, TaskState};
 use super::{Ctx, Effect, Event, Master, Rejection, Reply, SubmitAnswer};
 use crate::machine::ids::TaskKey;
@@ -25,6 +26,7 @@ impl Master {
                         at: input.now,
                     },
                 );
+                self.owe_report(&key, PeerState::Running, "", out);
                 // Whatever the job waited for is there again; what is not known about it stays.
                 let note = if watched { "" } else { UNWATCHED };
                 if self
@@ -87,6 +89,7 @@ impl Master {
                 at: input.now,
             },
         );
+        self.owe_report(&key, PeerState::Ended(outcome.end), &outcome.reason, out);
         // A task of the job's own proposal may end before its verdict is known here, after a crash while it was open.
         let under_way = |job: &Job| matches!(job.state, JobState::Proposing { .. } | JobState::Running);
         if !self.jobs.get(&key.job).is_some_and(under_way) {

@@ -1,5 +1,6 @@
 //! The walk of a job with literal effects, and random histories with effects delivered twice, late, and across crashes.
 
+use super::federation::PeerState;
 use super::records::*;
 use super::*;
 use crate::machine::content::Content;
@@ -10,13 +11,13 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 
 /// A machine with a store of maps: commits like the engine, and can crash.
-struct World {
+pub(super) struct World {
     machine: Master,
-    live: BTreeMap<Key, Record>,
-    ended: BTreeMap<Key, Record>,
+    pub(super) live: BTreeMap<Key, Record>,
+    pub(super) ended: BTreeMap<Key, Record>,
     events: Vec<Event>,
     payloads: HashMap<PayloadRef, i64>,
-    pending: Vec<Effect>,
+    pub(super) pending: Vec<Effect>,
     now: u64,
     propose_again: bool,
 }
@@ -35,7 +36,7 @@ fn rules(propose_again: bool) -> Rules {
 }
 
 impl World {
-    fn new(propose_again: bool) -> Self {
+    pub(super) fn new(propose_again: bool) -> Self {
         Self {
             machine: Master::new(rules(propose_again)),
             live: BTreeMap::new(),
@@ -48,7 +49,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, command: Command) -> Result<Reply, Rejection> {
+    pub(super) fn send(&mut self, command: Command) -> Result<Reply, Rejection> {
         self.now += 1;
         let asked = self.machine.recall(&command).into_iter();
         let recalled = asked.filter_map(|key| Some((key.clone(), self.ended.get(&key)?.clone()))).collect();
@@ -77,7 +78,9 @@ impl World {
                 Some(record) if Master::is_live(&record) => drop(self.live.insert(key.clone(), record)),
                 Some(record) => {
                     let before = self.ended.insert(key.clone(), record);
-                    assert!(before.is_none() || matches!(key, Key::Submission(_)), "{key:?} ended twice");
+                    // A peer is history from its first moment.
+                    let again = matches!(key, Key::Submission(_) | Key::Peer(..));
+                    assert!(before.is_none() || again, "{key:?} ended twice");
                     self.machine.forget(key);
                 }
                 None => drop(self.ended.remove(key)),
@@ -89,7 +92,7 @@ impl World {
         reply
     }
 
-    fn crash(&mut self) {
+    pub(super) fn crash(&mut self) {
         self.machine = Master::new(rules(self.propose_again));
         for (key, record) in &self.live {
             self.machine.restore(key, record.clone());
@@ -99,7 +102,7 @@ impl World {
     }
 
     /// Records and payload counts are what the log says.
-    fn check_replay(&self) {
+    pub(super) fn check_replay(&self) {
         let mut replayed = Master::new(rules(self.propose_again));
         let mut changes = Changes::default();
         for event in &self.events {
@@ -151,7 +154,7 @@ impl World {
         }
     }
 
-    fn submit(&mut self, plan: Plan) -> JobId {
+    pub(super) fn submit(&mut self, plan: Plan) -> JobId {
         let command = Command::Submit {
             spec: spec(plan),
             provenance: Provenance::unknown(),
@@ -169,7 +172,7 @@ fn spec(plan: Plan) -> Spec {
     Spec::plain(TypeName::parse("program").unwrap(), config, None, plan)
 }
 
-const FULL: Plan = Plan {
+pub(super) const FULL: Plan = Plan {
     endpoints: 1,
     workers: 2,
     wait_s: 5,
@@ -184,7 +187,7 @@ fn lease() -> Lease {
     Lease::parse("w1", &["127.0.0.1:12000".to_owned()]).unwrap()
 }
 
-fn packed(proposal: bool) -> Packed {
+pub(super) fn packed(proposal: bool) -> Packed {
     let content = Content::Stored(PayloadRef { hash: [2; 32], len: 5000 });
     let local = LocalTask {
         task: TaskId::parse("aggregator").unwrap(),
@@ -197,7 +200,7 @@ fn packed(proposal: bool) -> Packed {
     }
 }
 
-fn outcome(end: End) -> Outcome {
+pub(super) fn outcome(end: End) -> Outcome {
     Outcome {
         end,
         reason: "why".into(),
@@ -208,7 +211,7 @@ fn outcome(end: End) -> Outcome {
     }
 }
 
-fn won(job: &str, task: &str) -> WonTask {
+pub(super) fn won(job: &str, task: &str) -> WonTask {
     let content = Content::Stored(PayloadRef { hash: [4; 32], len: 6000 });
     WonTask {
         key: TaskKey::parse(job, task).unwrap(),
@@ -249,12 +252,18 @@ fn a_job_walks_from_submit_to_success() {
         .unwrap();
     assert_eq!(
         world.pending,
-        [Effect::Propose {
-            job: job.clone(),
-            step: 2,
-            legacy_call: false,
-            tries: 0
-        }]
+        [
+            Effect::Propose {
+                job: job.clone(),
+                step: 2,
+                legacy_call: false,
+                tries: 0
+            },
+            Effect::Follow {
+                job: job.clone(),
+                after: 0
+            }
+        ]
     );
     world.pending.clear();
     world
@@ -571,7 +580,17 @@ fn an_own_task_that_fails_before_the_verdict_is_known_fails_the_job_and_endpoint
             outcome: outcome(End::Failed),
         })
         .unwrap();
-    assert_eq!(world.pending, [Effect::ReleaseLease { job: job.clone() }]);
+    let state = PeerState::Ended(End::Failed);
+    let proposal = ProposalId::parse(format!("{job}-coo_1")).unwrap();
+    let told = [
+        Effect::Report { proposal, state },
+        Effect::Follow {
+            job: job.clone(),
+            after: 0,
+        },
+    ];
+    assert_eq!(world.pending[..2], told);
+    assert_eq!(world.pending[2..], [Effect::ReleaseLease { job: job.clone() }]);
     let Some(Record::Job(closing)) = world.live.get(&Key::Job(job)) else {
         panic!("it holds its lease")
     };
@@ -583,6 +602,8 @@ fn an_own_task_that_fails_before_the_verdict_is_known_fails_the_job_and_endpoint
 enum Step {
     Submit(bool, bool),
     Offer(u8, bool),
+    /// The coordinator orders a task to be stopped.
+    Order(u8, bool, u8),
     /// Carry out a pending effect; keep it pending when the flag is set, so that it is delivered again.
     Act(u16, u8, bool),
     /// Deliver an outcome with an old step or for an ended record.
@@ -596,6 +617,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (any::<bool>(), any::<bool>()).prop_map(|(endpoints, workers)| Step::Submit(endpoints, workers)),
         2 => (0u8..12, any::<bool>()).prop_map(|(n, own)| Step::Offer(n, own)),
+        1 => (0u8..12, any::<bool>(), 0u8..2).prop_map(|(n, own, task)| Step::Order(n, own, task)),
         12 => (any::<u16>(), any::<u8>(), prop::bool::weighted(0.2)).prop_map(|(i, how, again)| Step::Act(i, how, again)),
         2 => (any::<u16>(), any::<u8>()).prop_map(|(i, how)| Step::Late(i, how)),
         4 => (any::<u8>(), any::<u8>()).prop_map(|(i, how)| Step::User(i, how)),
@@ -673,6 +695,11 @@ fn outcome_of(effect: &Effect, how: u8) -> Command {
             };
             Command::Fetched { proposal, result }
         }
+        Effect::Follow { job, .. } => Command::News {
+            job,
+            news: federation::tests::news(how),
+        },
+        Effect::Report { proposal, state } => Command::Reported { proposal, state },
     }
 }
 
@@ -708,6 +735,12 @@ proptest! {
                     let proposal = ProposalId::parse(format!("{job}-coo_{n}")).unwrap();
                     world.send(Command::Offered { proposal, job_type: TypeName::parse("program").unwrap() }).unwrap();
                 }
+                Step::Order(n, own, task) => {
+                    let job = if own { format!("p1-20261122212634-{n}") } else { format!("p2-20261122212634-{n}") };
+                    let proposal = ProposalId::parse(format!("{job}-coo_{n}")).unwrap();
+                    let key = TaskKey::parse(job, format!("trainer_{task}")).unwrap();
+                    let _ = world.send(Command::StopOrdered { proposal, key, reason: "unwanted".to_owned() });
+                }
                 Step::Act(i, how, keep) if !world.pending.is_empty() => {
                     let i = usize::from(i) % world.pending.len();
                     let effect = if keep { world.pending[i].clone() } else { world.pending.swap_remove(i) };
@@ -715,7 +748,8 @@ proptest! {
                     if !matches!(effect, Effect::Propose { .. } | Effect::WakeAt { .. } | Effect::DeadlineAt { .. } | Effect::GiveUp { .. }) {
                         let events = world.events.len();
                         let second = world.send(outcome_of(&effect, how));
-                        prop_assert!(second.is_err() || first.is_err(), "{effect:?} took effect twice");
+                        let repeats = matches!(effect, Effect::Follow { .. }) && second == Ok(Reply::Known);
+                        prop_assert!(second.is_err() || first.is_err() || repeats, "{effect:?} took effect twice");
                         prop_assert_eq!(world.events.len(), events);
                     }
                     seen.push(effect);

@@ -85,6 +85,10 @@ pub(super) fn job_of(event: &Event) -> Option<&JobId> {
         | Event::ProposalOffered { .. }
         | Event::ProposalDeclined { .. }
         | Event::ProposalWon { .. }
-        | Event::ProposalMissed { .. } => None,
+        | Event::ProposalMissed { .. }
+        | Event::JobAnnounced { .. }
+        | Event::PeerChanged { .. }
+        | Event::ReportOwed { .. }
+        | Event::ReportSent { .. } => None,
     }
 }

@@ -43,17 +43,21 @@ pub enum Scenario {
     Aged,
     /// One that expired longer ago than is kept: in `retention`.
     Forgotten,
+    /// A job that is cancelled while a party has its task: in `unwanted`.
+    Unwanted,
 }
 
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
-    use Scenario::{Aged, Forgotten, Job, Large, Leave, PartiesCome, PartyGoes, Start, Twice};
+    use Scenario::{Aged, Forgotten, Job, Large, Leave, PartiesCome, PartyGoes, Start, Twice, Unwanted};
     match point.rsplit_once('.').unwrap().0 {
         "coordinator.started" => Start,
         "coordinator.subscribe" | "store" => PartiesCome,
         "coordinator.stream_broken" => PartyGoes,
         "coordinator.propose" | "coordinator.offer" | "coordinator.close_at" | "coordinator.fetch" => Job,
         "coordinator.close" | "coordinator.closed" | "coordinator.expire_at" => Job,
+        "coordinator.report" | "coordinator.changed" => Job,
+        "coordinator.cancel" | "coordinator.stop" | "coordinator.order" => Unwanted,
         "coordinator.leave" => Leave,
         "coordinator.close_stream" => Twice,
         "coordinator.expire" => Aged,
@@ -182,13 +186,13 @@ async fn of_a_coordinator_with_a_proposal() {
 }
 
 /// A coordinator alone.
-struct Lonely {
-    dir: tempfile::TempDir,
-    role: Role,
+pub struct Lonely {
+    pub dir: tempfile::TempDir,
+    pub role: Role,
 }
 
 impl Lonely {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         let args = ["coordinator", "--port", "0", "--settle", "0", "--data-dir", data.to_str().unwrap()];
@@ -198,12 +202,12 @@ impl Lonely {
         Self { dir, role }
     }
 
-    fn client(&self) -> CoordinatorClient<Channel> {
+    pub fn client(&self) -> CoordinatorClient<Channel> {
         CoordinatorClient::new(channel(&self.role.address).unwrap())
     }
 
     /// Of a type that nobody proposes. Fails unless the party is enrolled.
-    async fn subscribe(&self, party: &str, instance: &'static str) -> Result<Streaming<subscribe::Rep>, Status> {
+    pub async fn subscribe(&self, party: &str, instance: &'static str) -> Result<Streaming<subscribe::Rep>, Status> {
         let mut request = Request::new(subscribe::Req {
             party_id: party.into(),
             job_types: vec!["guest".into()],
@@ -224,7 +228,8 @@ impl Lonely {
         Ok(reply.into_inner().status())
     }
 
-    async fn propose(&self, job: &str) -> Result<proposal::Status, Status> {
+    /// In the name of the initiator `me`.
+    pub async fn propose(&self, job: &str) -> Result<proposal::Status, Status> {
         let value = vec![b'x'; 2000];
         let any = fedbroker::wire::Any {
             type_url: "t".into(),
@@ -245,11 +250,14 @@ impl Lonely {
             minimum_acceptance: 1,
             maximum_acceptance: 1,
         };
-        Ok(soon(self.client().proposal(request)).await?.into_inner().status())
+        let mut call = Request::new(request);
+        let me = tonic::metadata::MetadataValue::from_static("me");
+        call.metadata_mut().insert(metadata::INSTANCE, me);
+        Ok(soon(self.client().proposal(call)).await?.into_inner().status())
     }
 }
 
-async fn soon<T>(call: impl Future<Output = T>) -> T {
+pub async fn soon<T>(call: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, call).await.expect("in time")
 }
 
@@ -337,6 +345,7 @@ async fn of_a_coordinator_with_an_old_proposal() {
             min: 1,
             max: 1,
             fingerprint: [1; 32],
+            owner: None,
         };
         let proposal = ProposalId::parse("job-coo_1").unwrap();
         let fetch = Command::Fetch { party, proposal };

@@ -26,14 +26,18 @@ pub enum Scenario {
     Failing,
     /// A job at a coordinator of FedVision 0.1: in `legacy`.
     Legacy,
+    /// A won task whose initiator cancels: in `unwanted`.
+    Ordered,
 }
 
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
-    use Scenario::{Failing, Large, Legacy, Local, Proposed, Waiting};
+    use Scenario::{Failing, Large, Legacy, Local, Ordered, Proposed, Waiting};
     let name = point.rsplit_once('.').unwrap().0;
     match (name, point) {
-        (_, "master.fetch.leaving" | "master.propose.leaving") => Proposed,
+        (_, "master.fetch.leaving" | "master.propose.leaving" | "master.follow.leaving" | "master.report.leaving") => Proposed,
+        ("master.news" | "master.reported", _) => Proposed,
+        ("master.stop_ordered", _) => Ordered,
         (_, "master.cancel.leaving") => Failing,
         ("master.verdict" | "master.offered" | "master.fetched", _) => Proposed,
         ("master.legacy_proposal", _) => Legacy,
@@ -52,7 +56,7 @@ pub fn every_point() -> Vec<(String, Scenario)> {
     points.map(|point| (point.clone(), scenario(&point))).collect()
 }
 
-fn points(of: &[Scenario]) -> Vec<(String, Scenario)> {
+pub fn points(of: &[Scenario]) -> Vec<(String, Scenario)> {
     every_point().into_iter().filter(|(_, scenario)| of.contains(scenario)).collect()
 }
 

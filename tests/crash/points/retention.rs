@@ -95,6 +95,7 @@ async fn of_a_coordinator_with_old_verdicts() {
                 min: 1,
                 max: 1,
                 fingerprint: [1; 32],
+                owner: None,
             });
         }
         past::make(&data, "coordinator", of_coordinator::machine(), LONG_AGO, commands).await;

@@ -2,6 +2,7 @@
 //! come back.
 
 use super::*;
+use crate::machine::outcome::End;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -26,12 +27,48 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => (name(), 1u64..40).prop_map(|(name, session)| Command::StreamBroken { party: party(name), session }),
         1 => name().prop_map(|name| Command::Leave { party: party(name) }),
+        2 => (jobs(), 1u32..5, 1u32..3, 0u32..2, 1u32..4).prop_map(|(name, tasks, wait, min, max)| owned(propose(name, tasks, wait, min, max))),
         3 => (jobs(), 0u32..5, 0u32..3, 0u32..3, 0u32..4).prop_map(|(name, tasks, wait, min, max)| propose(name, tasks, wait, min, max)),
         1 => jobs().prop_map(|name| propose(name, u32::try_from(RELEASE_MAX).unwrap(), 1, 0, 3)),
         6 => (name(), jobs(), 1u64..6).prop_map(|(name, job, n)| fetch(name, &format!("{job}-coo_{n}"))),
         3 => jobs().prop_map(close),
         2 => jobs().prop_map(|name| Command::Expire { job: job(name) }),
+        4 => (name(), jobs(), 1u64..6, 0u32..3, prop::sample::select(vec!["i", "k"]), states()).prop_map(|(name, of, n, task, instance, state)| {
+            Command::Report {
+                party: party(name),
+                job: job(of),
+                proposal: proposal(&format!("{of}-coo_{n}")),
+                task: TaskId::parse(format!("trainer_{task}")).unwrap(),
+                instance: instance.to_owned(),
+                state,
+                reason: "because".to_owned(),
+            }
+        }),
+        1 => jobs().prop_map(|name| Command::Cancel {
+            job: job(name),
+            job_type: kind("dummy"),
+            owner: "owner".to_owned(),
+            reason: "unwanted".to_owned(),
+        }),
+        2 => (jobs(), name()).prop_map(|(of, name)| Command::Stop { job: job(of), party: party(name), reason: "unwanted".to_owned() }),
     ]
+}
+
+fn states() -> impl Strategy<Value = AssignmentState> {
+    prop::sample::select(vec![
+        AssignmentState::Running,
+        AssignmentState::Ended(End::Succeeded),
+        AssignmentState::Ended(End::Failed),
+    ])
+}
+
+/// Whoever proposes may follow and cancel.
+fn owned(command: Command) -> Command {
+    let mut command = command;
+    if let Command::Propose { owner, .. } = &mut command {
+        *owner = Some("owner".to_owned());
+    }
+    command
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -117,8 +154,11 @@ impl History {
         assert_eq!(counted, held);
         // Every live proposal has exactly one timer.
         let timers = self.world.machine.resume(self.world.now);
+        let orders = timers.iter().filter(|effect| matches!(effect, Effect::Order { .. }));
+        assert_eq!(orders.count(), self.live.keys().filter(|key| matches!(key, Key::Order(..))).count());
         let covered: Vec<JobId> = timers
             .iter()
+            .filter(|effect| !matches!(effect, Effect::Order { .. }))
             .map(|effect| match effect {
                 Effect::CloseAt { job, .. } => {
                     assert!(self.world.machine.proposals[job].proposal.is_open());

@@ -1,5 +1,6 @@
 //! The rules, case by case: what a command is answered and which effects it has.
 
+mod assignments;
 mod history;
 
 use super::*;
@@ -130,6 +131,7 @@ fn propose(name: &str, tasks: u32, wait_s: u32, min: u32, max: u32) -> Command {
         min,
         max,
         fingerprint: [1; 32],
+        owner: None,
     }
 }
 
@@ -309,6 +311,7 @@ fn a_job_id_names_one_proposal_only() {
         min,
         max,
         fingerprint: [2; 32],
+        owner: None,
     };
     assert_eq!(world.run(other).0, Err(Rejection::OtherProposal(job("j"))));
     let long = "x".repeat(200);
@@ -579,6 +582,11 @@ fn keys_keep_their_order_in_bytes() {
         Key::Task(job("j1"), 0),
         Key::Participant(job("j"), party("b")),
         Key::Participant(job("j1"), party("a")),
+        Key::Assignment(job("j"), party("b")),
+        Key::Assignment(job("j1"), party("a")),
+        Key::Course(job("j")),
+        Key::Order(party("a"), job("k")),
+        Key::Order(party("b"), job("j")),
     ];
     let bytes: Vec<Vec<u8>> = keys.iter().map(Coordinator::key_bytes).collect();
     assert!(keys.is_sorted() && bytes.is_sorted());
