@@ -36,11 +36,11 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn start(shared: &Shared, channel: Channel) -> Self {
+    pub(super) fn start(shared: &Shared, channel: Channel, probe: Probe) -> Self {
         let (jobs, queue) = mpsc::unbounded_channel();
         let follow = Follow {
             shared: shared.clone(),
-            probe: Probe::new(channel.clone(), "master"),
+            probe,
             channel,
             queue,
             open: HashMap::new(),

@@ -34,7 +34,7 @@ use crate::store::Error as StoreError;
 use crate::store::payload::{Payloads, Pinned};
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
-use crate::wire::connect::{Backoff, MESSAGE_MAX};
+use crate::wire::connect::{Backoff, MESSAGE_MAX, Probe};
 use crate::wire::metered::channel;
 use crate::wire::serve::bind;
 use anyhow::Context;
@@ -236,13 +236,14 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     };
 
     let (effects, queue) = mpsc::unbounded_channel();
+    let probe = Probe::new(coordinator.clone(), "master");
     let executors = Executors {
         timers: timers::Timers::start(shared.handle.clone(), &supervisor),
         runner: runner::Runner::new(shared.clone(), coordinator.clone(), &settings),
-        follower: follower::Follower::start(&shared, coordinator.clone()),
-        reporter: reporter::Reporter::start(&shared, coordinator.clone()),
+        follower: follower::Follower::start(&shared, coordinator.clone(), probe.clone()),
+        reporter: reporter::Reporter::start(&shared, coordinator.clone(), probe.clone()),
         submitter: submitter::Submitter::new(shared.clone(), cluster, options.cluster_address.clone(), &settings),
-        subscriber: subscriber::Subscriber::new(shared.clone(), coordinator, subscribed_types(&options), &settings.patience),
+        subscriber: subscriber::Subscriber::new(shared.clone(), (coordinator, probe), subscribed_types(&options), &settings.patience),
     };
     executors.start(queue);
     opened
@@ -328,7 +329,7 @@ impl Executors {
                     } => self.runner.propose(job, step, legacy_call, tries),
                     Effect::Fetch { proposal } => self.subscriber.fetch(proposal),
                     Effect::Follow { job, after } => self.follower.follow(job, after),
-                    Effect::Report { proposal, state } => self.reporter.report(proposal, state),
+                    Effect::Report { proposal, number } => self.reporter.report(proposal, number),
                     Effect::AcquireLease { .. }
                     | Effect::ReleaseLease { .. }
                     | Effect::Submit { .. }

@@ -37,10 +37,10 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn start(shared: &Shared, channel: Channel) -> Self {
+    pub(super) fn start(shared: &Shared, channel: Channel, probe: Probe) -> Self {
         let reporter = Self {
             shared: shared.clone(),
-            probe: Probe::new(channel.clone(), "master"),
+            probe,
             channel,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
         };
@@ -49,12 +49,12 @@ impl Reporter {
     }
 
     /// Tell the coordinator what is owed on a proposal.
-    pub(super) fn report(&self, proposal: ProposalId, state: PeerState) {
+    pub(super) fn report(&self, proposal: ProposalId, number: u64) {
         let reporter = self.clone();
         self.shared.supervisor.spawn("report", Policy::Passing, async move {
             let mut backoff = Backoff::new();
             // What is owed may have become something else while this waited, and then somebody else tells it.
-            while let Some(report) = reporter.owed(&proposal).await.filter(|report| report.state == state) {
+            while let Some(report) = reporter.owed(&proposal).await.filter(|report| report.number == number) {
                 let permit = reporter.in_flight.acquire().await;
                 let answer = tokio::time::timeout(CALL_LIMIT, reporter.call(&proposal, &report)).await;
                 drop(permit);
@@ -76,7 +76,7 @@ impl Reporter {
                 }
                 let command = Command::Reported {
                     proposal: proposal.clone(),
-                    state: report.state,
+                    number,
                 };
                 if let Err(Refusal::Rejected(late)) = reporter.shared.handle.send(command).await {
                     tracing::debug!(%late, "there is more to tell by now");

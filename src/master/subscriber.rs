@@ -11,7 +11,7 @@ use crate::machine::master::{Command, WonTask};
 use crate::metrics::Peers;
 use crate::store::payload::Pinned;
 use crate::supervisor::Policy;
-use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
+use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::{fetch_task, leave, subscribe};
@@ -40,6 +40,7 @@ pub(super) const PEER: &str = "coordinator";
 pub(super) struct Subscriber {
     shared: Shared,
     coordinator: Channel,
+    probe: Probe,
     job_types: Vec<String>,
     /// One FetchTask call is open until the proposal's window closes; longer windows are covered by asking again.
     fetch_limit: Duration,
@@ -63,10 +64,11 @@ enum Trouble {
 }
 
 impl Subscriber {
-    pub(super) fn new(shared: Shared, coordinator: Channel, job_types: Vec<String>, patience: &Patience) -> Self {
+    pub(super) fn new(shared: Shared, (coordinator, probe): (Channel, Probe), job_types: Vec<String>, patience: &Patience) -> Self {
         Self {
             shared,
             coordinator,
+            probe,
             job_types,
             fetch_limit: Duration::from_secs(patience.fetch_s),
         }
@@ -112,7 +114,9 @@ impl Subscriber {
     /// Until there is trouble; says which.
     async fn take_part(&self, backoff: &mut Backoff) -> Trouble {
         let cannot = |status: &Status| Trouble::Passing(format!("the coordinator cannot be reached: {}", status.message()));
-        let kind = match hello(self.coordinator.clone(), "master").await {
+        // Asked anew, and for all of this party who ask.
+        self.probe.forget();
+        let kind = match self.probe.kind().await {
             Ok(kind) => kind,
             Err(status) => return cannot(&status),
         };

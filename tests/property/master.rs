@@ -167,15 +167,14 @@ impl World for MasterWorld {
                 Command::Fetched { proposal, result }
             }
             Effect::Follow { job, .. } => Command::News { job, news: news(how) },
-            Effect::Report { proposal, state } => Command::Reported { proposal, state },
+            Effect::Report { proposal, number } => Command::Reported { proposal, number },
         };
         vec![command]
     }
 
-    /// News of earlier are no news: the last ones count. A report may be owed again, word for word, when an order asks for it; that it was
-    /// taken before is as good.
+    /// News of earlier are no news: the last ones count.
     fn may_come_late(effect: &Effect) -> bool {
-        !matches!(effect, Effect::Follow { .. } | Effect::Report { .. })
+        !matches!(effect, Effect::Follow { .. })
     }
 
     fn standing(effect: &Effect, read: &dyn Fn(&Key) -> Option<Record>) -> Standing {
@@ -230,8 +229,8 @@ impl World for MasterWorld {
                 None => Standing::Never,
             },
             // A report that has left is gone.
-            Effect::Report { proposal, state } => match read(&Key::Report(proposal.clone())) {
-                Some(Record::Report(report)) if report.state == *state => Standing::Now,
+            Effect::Report { proposal, number } => match read(&Key::Report(proposal.clone())) {
+                Some(Record::Report(report)) if report.number == *number => Standing::Now,
                 _ => Standing::Earlier,
             },
         }
@@ -262,12 +261,9 @@ impl World for MasterWorld {
 
     fn last_event(record: &Record) -> Option<u64> {
         match record {
-            Record::Counter(_)
-            | Record::Submission(_)
-            | Record::Purge(_)
-            | Record::Announced(_)
-            | Record::Peer(_)
-            | Record::Report(_) => None,
+            Record::Counter(_) | Record::Submission(_) | Record::Purge(_) | Record::Announced(_) | Record::Peer(_) | Record::Report(_) => {
+                None
+            }
             Record::Job(job) => Some(job.last_event),
             Record::Task(task) => Some(task.last_event),
             Record::Participation(participation) => Some(participation.last_event),

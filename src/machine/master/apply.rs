@@ -1,7 +1,7 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
 use super::control::first_state;
-use super::federation::PeerState;
+use super::federation::{PeerState, Report};
 use super::records::{
     Job, JobState, KeyHash, Origin, Participation, ParticipationState, Purge, STEPS_MAX, Step, Submission, Task, TaskState,
 };
@@ -156,7 +156,14 @@ impl Master {
                 changes.keys.insert(Key::Peer(job, party));
             }
             Event::ReportOwed { proposal, report } => {
-                self.reports.insert(proposal.clone(), (**report).clone());
+                let number = changes.seq;
+                self.reports.insert(
+                    proposal.clone(),
+                    Report {
+                        number,
+                        ..(**report).clone()
+                    },
+                );
                 changes.keys.insert(Key::Report(proposal.clone()));
             }
             Event::ReportSent { proposal } => {

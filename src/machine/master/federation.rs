@@ -116,6 +116,8 @@ pub struct Report {
     pub state: PeerState,
     /// What went wrong, at most [`REASON_MAX`] bytes.
     pub reason: String,
+    /// Sequence of the event that asked for it: the answer names it, so that a late one does not clear a report that was asked for again.
+    pub number: u64,
 }
 
 /// News of a job from a coordinator of ours.
@@ -238,7 +240,12 @@ impl Master {
 
     fn owe(&mut self, proposal: ProposalId, key: TaskKey, state: PeerState, reason: &str, out: &mut Out<Master>) {
         let reason = clip(one_line(reason), REASON_MAX);
-        let report = Box::new(Report { key, state, reason });
+        let report = Box::new(Report {
+            key,
+            state,
+            reason,
+            number: 0,
+        });
         out.emit(
             self,
             Event::ReportOwed {
@@ -246,13 +253,20 @@ impl Master {
                 report,
             },
         );
-        out.effect(Effect::Report { proposal, state });
+        out.effects.extend(self.effect_of_report(&proposal));
+    }
+
+    fn effect_of_report(&self, proposal: &ProposalId) -> Option<Effect> {
+        self.reports.get(proposal).map(|report| Effect::Report {
+            proposal: proposal.clone(),
+            number: report.number,
+        })
     }
 
     /// The coordinator has the report, or never will.
-    pub(super) fn reported(&mut self, proposal: ProposalId, state: PeerState, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
+    pub(super) fn reported(&mut self, proposal: ProposalId, number: u64, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
         match self.reports.get(&proposal) {
-            Some(report) if report.state == state => {
+            Some(report) if report.number == number => {
                 out.emit(self, Event::ReportSent { proposal });
                 Ok(Reply::Done)
             }
@@ -336,10 +350,7 @@ impl Master {
                 job: job.clone(),
                 after: known.revision,
             });
-        let reports = self.reports.iter().map(|(proposal, report)| Effect::Report {
-            proposal: proposal.clone(),
-            state: report.state,
-        });
+        let reports = self.reports.keys().filter_map(|proposal| self.effect_of_report(proposal));
         follows.chain(reports)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
-use super::federation::{Announced, News, Peer, PeerState, Report};
+use super::federation::{Announced, News, Peer, Report};
 use super::records::{Failure, Lease};
 use super::spec::{KeyHash, Provenance, Spec};
 use super::JOBS_MAX;
@@ -175,8 +175,8 @@ pub enum Command {
     Reported {
         /// The proposal.
         proposal: ProposalId,
-        /// What the report said.
-        state: PeerState,
+        /// The number of the report.
+        number: u64,
     },
     /// The coordinator says that a task is no longer wanted by its initiator.
     StopOrdered {
@@ -397,7 +397,7 @@ pub enum Effect {
     /// Bring the news of a job; 0 asks for all there is.
     Follow { job: JobId, after: u64 },
     /// Tell the coordinator how a task stands.
-    Report { proposal: ProposalId, state: PeerState },
+    Report { proposal: ProposalId, number: u64 },
 }
 
 /// The answer to an accepted command.

@@ -245,7 +245,7 @@ impl Machine for Master {
             Command::Submitted { key, tries, answer } => self.submitted(key, tries, answer, ctx),
             Command::TaskEnded { key, outcome } => self.task_ended(key, outcome, ctx),
             Command::News { job, news } => self.news(job, news, ctx),
-            Command::Reported { proposal, state } => self.reported(proposal, state, ctx),
+            Command::Reported { proposal, number } => self.reported(proposal, number, ctx),
             Command::StopOrdered { proposal, key, reason } => self.stop_ordered(proposal, key, &reason, ctx),
         }
     }

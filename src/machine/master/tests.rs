@@ -580,10 +580,14 @@ fn an_own_task_that_fails_before_the_verdict_is_known_fails_the_job_and_endpoint
             outcome: outcome(End::Failed),
         })
         .unwrap();
-    let state = PeerState::Ended(End::Failed);
     let proposal = ProposalId::parse(format!("{job}-coo_1")).unwrap();
+    let Record::Report(owed) = &world.live[&Key::Report(proposal.clone())] else {
+        panic!()
+    };
+    assert_eq!(owed.state, PeerState::Ended(End::Failed));
+    let number = owed.number;
     let told = [
-        Effect::Report { proposal, state },
+        Effect::Report { proposal, number },
         Effect::Follow {
             job: job.clone(),
             after: 0,
@@ -699,7 +703,7 @@ fn outcome_of(effect: &Effect, how: u8) -> Command {
             job,
             news: federation::tests::news(how),
         },
-        Effect::Report { proposal, state } => Command::Reported { proposal, state },
+        Effect::Report { proposal, number } => Command::Reported { proposal, number },
     }
 }
 

@@ -224,11 +224,23 @@ fn fetched(world: &mut World) -> (TaskKey, ProposalId) {
     (key, proposal)
 }
 
-fn report(proposal: &ProposalId, state: PeerState) -> Effect {
+/// The effect of what is owed on a proposal, which is this.
+fn report(world: &World, proposal: &ProposalId, state: PeerState) -> Effect {
+    let Some(Record::Report(owed)) = world.live.get(&Key::Report(proposal.clone())) else {
+        panic!("nothing is owed on {proposal}")
+    };
+    assert_eq!(owed.state, state);
     Effect::Report {
         proposal: proposal.clone(),
-        state,
+        number: owed.number,
     }
+}
+
+fn answered(effect: &Effect) -> Command {
+    let Effect::Report { proposal, number } = effect.clone() else {
+        panic!("{effect:?}")
+    };
+    Command::Reported { proposal, number }
 }
 
 #[test]
@@ -243,7 +255,8 @@ fn a_won_task_is_reported_running_and_ended_until_the_coordinator_has_it() {
             answer,
         })
         .unwrap();
-    assert!(world.pending.contains(&report(&proposal, Running)));
+    let running = report(&world, &proposal, Running);
+    assert!(world.pending.contains(&running));
     // It ends before that is sent: the end takes its place, and the answer to the first report is late.
     world
         .send(Command::TaskEnded {
@@ -251,25 +264,17 @@ fn a_won_task_is_reported_running_and_ended_until_the_coordinator_has_it() {
             outcome: outcome(End::Failed),
         })
         .unwrap();
-    assert_eq!(world.pending.last(), Some(&report(&proposal, Ended(End::Failed))));
-    let late = world.send(Command::Reported {
-        proposal: proposal.clone(),
-        state: Running,
-    });
+    assert_eq!(world.pending.last(), Some(&report(&world, &proposal, Ended(End::Failed))));
+    let late = world.send(answered(&running));
     assert!(matches!(late, Err(Rejection::Late(_))));
     world.crash();
-    assert_eq!(world.pending, [report(&proposal, Ended(End::Failed))]);
+    assert_eq!(world.pending, [report(&world, &proposal, Ended(End::Failed))]);
     let Record::Report(owed) = &world.live[&Key::Report(proposal.clone())] else {
         panic!()
     };
     assert_eq!((&owed.key, owed.reason.as_str()), (&key, "why"));
-    let state = Ended(End::Failed);
-    world
-        .send(Command::Reported {
-            proposal: proposal.clone(),
-            state,
-        })
-        .unwrap();
+    let told = answered(&report(&world, &proposal, Ended(End::Failed)));
+    world.send(told).unwrap();
     assert!(!world.live.contains_key(&Key::Report(proposal.clone())));
     world.crash();
     assert_eq!(world.pending, []);
@@ -311,18 +316,20 @@ fn an_order_stops_the_task_wherever_it_is_and_always_ends_in_a_report() {
             outcome: outcome(End::Cancelled),
         })
         .unwrap();
-    assert_eq!(world.pending.last(), Some(&report(&proposal, Ended(End::Cancelled))));
+    assert_eq!(world.pending.last(), Some(&report(&world, &proposal, Ended(End::Cancelled))));
     // Ended and told: told again, since it is asked for.
-    let state = Ended(End::Cancelled);
-    world
-        .send(Command::Reported {
-            proposal: proposal.clone(),
-            state,
-        })
-        .unwrap();
+    let told = answered(&report(&world, &proposal, Ended(End::Cancelled)));
+    world.send(told.clone()).unwrap();
     world.pending.clear();
     order(&mut world, &proposal, &key).unwrap();
-    assert_eq!(world.pending, [report(&proposal, Ended(End::Cancelled))]);
+    let again = report(&world, &proposal, Ended(End::Cancelled));
+    assert_eq!(world.pending, [again.clone()]);
+    let late = world.send(told);
+    assert!(
+        matches!(late, Err(Rejection::Late(_))),
+        "the first answer says nothing of the second report"
+    );
+    assert_eq!(report(&world, &proposal, Ended(End::Cancelled)), again);
     assert_eq!(order(&mut world, &proposal, &key), Ok(Reply::Known), "it is on its way");
 
     // Not fetched yet: what the fetch brings is not taken any more.
@@ -335,7 +342,7 @@ fn an_order_stops_the_task_wherever_it_is_and_always_ends_in_a_report() {
         })
         .unwrap();
     order(&mut world, &proposal, &key).unwrap();
-    assert_eq!(world.pending.last(), Some(&report(&proposal, Ended(End::Cancelled))));
+    assert_eq!(world.pending.last(), Some(&report(&world, &proposal, Ended(End::Cancelled))));
     let result = Ok(won(key.job.as_str(), "trainer_0"));
     let late = world.send(Command::Fetched {
         proposal: proposal.clone(),
@@ -347,14 +354,14 @@ fn an_order_stops_the_task_wherever_it_is_and_always_ends_in_a_report() {
     // Never heard of: the coordinator is told so, or it would order for ever.
     let mut world = World::new(false);
     order(&mut world, &proposal, &key).unwrap();
-    assert_eq!(world.pending, [report(&proposal, Ended(End::Cancelled))]);
+    assert_eq!(world.pending, [report(&world, &proposal, Ended(End::Cancelled))]);
 
     // A task of that name that came another way is nobody else's to stop.
     let mut world = World::new(false);
     let (key, _) = fetched(&mut world);
     let other = ProposalId::parse("p2-20261122212634-4-coo_5").unwrap();
     order(&mut world, &other, &key).unwrap();
-    assert_eq!(world.pending, [report(&other, Ended(End::Cancelled))]);
+    assert_eq!(world.pending, [report(&world, &other, Ended(End::Cancelled))]);
     assert!(matches!(&world.live[&Key::Task(key)], Record::Task(task) if task.state == TaskState::Queued));
 }
 
@@ -373,6 +380,7 @@ fn records_stay_below_the_limit_of_a_value() {
         key: TaskKey::parse(long(), long()).unwrap(),
         state: Ended(End::Failed),
         reason: "x".repeat(REASON_MAX),
+        number: u64::MAX,
     };
     let announced = Announced {
         proposal: Some(ProposalId::parse(long()).unwrap()),

@@ -53,6 +53,12 @@ pub(in crate::master::rest) struct Event {
     /// How a task ended: `success`, `failed` or `cancelled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<&'static str>,
+    /// A party that was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub party: Option<String>,
+    /// How a chosen party's task stands: `unknown`, `running`, `success`, `failed` or `cancelled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub party_state: Option<&'static str>,
 }
 
 impl Event {
@@ -131,6 +137,22 @@ impl Event {
                 task_type: Some(task_type.to_string()),
                 ..Self::of_task("proposal_won", key).at(*at)
             },
+            Record::JobAnnounced { job, announced } => Self {
+                proposal_id: announced.proposal.as_ref().map(ToString::to_string),
+                ..Self::of_job("job_announced", job).because(&announced.reason)
+            },
+            Record::PeerChanged { peer } => Self {
+                task_id: Some(peer.task.to_string()),
+                party: Some(peer.party.to_string()),
+                party_state: Some(peer.state.name()),
+                ..Self::of_job("party_changed", &peer.job).at(peer.changed_at).because(&peer.reason)
+            },
+            Record::ReportOwed { proposal, report } => Self {
+                proposal_id: Some(proposal.to_string()),
+                party_state: Some(report.state.name()),
+                ..Self::of_task("report_owed", &report.key).because(&report.reason)
+            },
+            Record::ReportSent { proposal } => Self::of_proposal("report_sent", proposal),
             Record::ProposalMissed { proposal, reason, at } => Self::of_proposal("proposal_missed", proposal).at(*at).because(reason),
         };
         Self { seq, ..shown }
