@@ -323,7 +323,7 @@ fn an_order_stops_the_task_wherever_it_is_and_always_ends_in_a_report() {
     world.pending.clear();
     order(&mut world, &proposal, &key).unwrap();
     let again = report(&world, &proposal, Ended(End::Cancelled));
-    assert_eq!(world.pending, [again.clone()]);
+    assert_eq!(world.pending, std::slice::from_ref(&again));
     let late = world.send(told);
     assert!(
         matches!(late, Err(Rejection::Late(_))),
