@@ -5,6 +5,7 @@
 //! scenario and one without a row fail. The binary must be a debug build: a release build has no crash points, and these tests say so and skip.
 
 mod cluster;
+mod control;
 mod coordinator;
 mod legacy;
 mod master;

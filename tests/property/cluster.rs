@@ -245,7 +245,8 @@ impl World for ClusterWorld {
         match (command, reply) {
             (Command::Submit(Submission { key, .. }) | Command::Report { key, .. }, _) if forgotten(key) => None,
             (Command::Submit(submission), _) => Some((Key::Task(submission.key.clone()), |said, record| match record {
-                Record::Task(task) => said.contains(&format!("fingerprint: {:?}", task.fingerprint)),
+                // One that was cancelled before it came is kept as that.
+                Record::Task(task) => task.is_barred() || said.contains(&format!("fingerprint: {:?}", task.fingerprint)),
                 _ => false,
             })),
             (Command::Report { key, .. }, Reply::Done) => Some((Key::Task(key.clone()), |said, record| match record {
@@ -254,6 +255,14 @@ impl World for ClusterWorld {
                 }
                 _ => false,
             })),
+            (Command::Cancel { key, .. }, Reply::Cancelled { known: false }) if !forgotten(key) => {
+                Some((Key::Task(key.clone()), |_, record| match record {
+                    Record::Task(task) => {
+                        matches!(&task.state, TaskState::Ended(outcome) if outcome.end == End::Cancelled && task.attempts == 0)
+                    }
+                    _ => false,
+                }))
+            }
             (Command::Attach(attach), Reply::Attached { .. }) => Some((Key::Worker(attach.worker.clone()), |said, record| match record {
                 Record::Worker(worker) => (1..=worker.session).any(|n| said.contains(&format!("session: {n} }}"))),
                 _ => false,

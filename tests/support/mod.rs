@@ -377,6 +377,18 @@ impl Client {
         Ok((status, response.json().await.unwrap_or(Value::Null)))
     }
 
+    /// Any request with JSON and headers; status and body, or the transport's failure.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Result<(u16, Value), reqwest::Error> {
+        let method = method.parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        Ok((status, response.json().await.unwrap_or(Value::Null)))
+    }
+
     /// GET; status and body, or the transport's failure.
     pub async fn get(&self, path: &str) -> Result<(u16, Value), reqwest::Error> {
         let response = self.http.get(format!("{}{path}", self.base)).send().await?;

@@ -152,7 +152,7 @@ pub enum Reply {
         /// True when it was known before.
         repeated: bool,
     },
-    /// Whether the task to be cancelled was ever heard of.
+    /// Whether the task to be cancelled was submitted before. If not, it never starts, whatever comes later.
     Cancelled {
         /// True when it was.
         known: bool,

@@ -6,6 +6,7 @@ use super::leases::share;
 use super::records::{LeaseId, LeaseState, TaskState};
 use super::{Cluster, Key, STEP_MAX, placement};
 use crate::machine::Machine;
+use crate::machine::outcome::End;
 use std::collections::BTreeSet;
 
 /// A rule that does not hold.
@@ -21,7 +22,7 @@ pub struct Violation {
 type Check = fn(&Cluster) -> Result<(), String>;
 
 /// All rules in order.
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     assigned_once,
     slots,
     lease_share,
@@ -31,6 +32,7 @@ const CHECKS: [Check; 9] = [
     attempts,
     derived,
     nothing_waits_in_vain,
+    barred_never_runs,
 ];
 
 /// Check all rules.
@@ -188,4 +190,15 @@ fn nothing_waits_in_vain(cluster: &Cluster) -> Result<(), String> {
     let placed = placement::place(&cluster.index.queues, &cluster.index.rooms, STEP_MAX);
     let stuck = !placed.is_empty() && cluster.index.loads.values().map(|load| load.tasks.len()).sum::<usize>() < STEP_MAX;
     must(!stuck, || format!("{placed:?} could run"))
+}
+
+/// 10. A task that was cancelled before it was submitted has ended so, and nothing of it was begun.
+fn barred_never_runs(cluster: &Cluster) -> Result<(), String> {
+    for (key, task) in cluster.tasks.iter().filter(|(_, task)| task.is_barred()) {
+        let cancelled = matches!(&task.state, TaskState::Ended(outcome) if outcome.end == End::Cancelled);
+        must(cancelled && task.attempts == 0, || {
+            format!("task {key} was cancelled before it came, and is {:?}", task.state)
+        })?;
+    }
+    Ok(())
 }

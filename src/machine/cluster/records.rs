@@ -19,6 +19,8 @@ pub const INSTANCE_MAX: usize = 64;
 pub const ENDPOINTS_MAX: u16 = 256;
 /// The longest reason of a cancellation that waits in a task's record, bytes; the record holds the task's content too.
 pub const CANCEL_REASON_MAX: usize = 256;
+/// The fingerprint of a task that was cancelled before it was submitted: no content has it.
+const BARRED: [u8; 32] = [0; 32];
 
 /// The ports a worker lends to jobs: `start <= port < end`. Empty when `end <= start`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +131,8 @@ pub struct Task {
     pub task_type: TypeName,
     /// The encoded `fedvision.framework.Task`; empty once it has ended.
     pub content: Content,
-    /// SHA-256 of the content: tells a repeated submit from another task under the same name.
+    /// SHA-256 of the content: tells a repeated submit from another task under the same name. All zero for a task that was cancelled before
+    /// it was submitted: such a record only says that it must not start.
     pub fingerprint: [u8; 32],
     /// The only worker it may run on, if it names one.
     pub assignee: Option<WorkerId>,
@@ -155,6 +158,29 @@ impl Task {
     /// True when it is over.
     pub fn is_ended(&self) -> bool {
         matches!(self.state, TaskState::Ended(_))
+    }
+
+    /// A task that is cancelled before it was submitted, to be ended at once.
+    pub(super) fn barred(number: u64, now: Timestamp) -> Self {
+        Self {
+            task_type: TypeName::parse("not_submitted").expect("a short word is a name"),
+            content: Content::default(),
+            fingerprint: BARRED,
+            assignee: None,
+            state: TaskState::Queued,
+            stopping: None,
+            attempts: 0,
+            max_attempts: 1,
+            number,
+            queued_at: now,
+            changed_at: now,
+            lease: None,
+        }
+    }
+
+    /// True when it was cancelled before it was submitted.
+    pub fn is_barred(&self) -> bool {
+        self.fingerprint == BARRED
     }
 
     /// Worker and attempt, when it is on one.

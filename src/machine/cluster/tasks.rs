@@ -31,7 +31,7 @@ impl Cluster {
             assignee,
         } = submission;
         if let Some(known) = self.known_task(&key, input) {
-            if known.fingerprint != fingerprint {
+            if known.fingerprint != fingerprint && !known.is_barred() {
                 return Err(Rejection::Conflict(key));
             }
             return Ok(Reply::Submitted { repeated: true });
@@ -126,13 +126,18 @@ impl Cluster {
     }
 
     pub(super) fn cancel(&mut self, key: &TaskKey, reason: String, input: &Input<Key, Record>, out: &mut Output) -> Reply {
-        let Some(task) = self.tasks.get(key) else {
-            return Reply::Cancelled {
-                known: self.known_task(key, input).is_some(),
-            };
-        };
         let reason = clip(one_line(&reason), CANCEL_REASON_MAX);
         let cancelled = Outcome::without_process(End::Cancelled, reason.clone());
+        let Some(task) = self.tasks.get(key) else {
+            let known = match self.known_task(key, input) {
+                Some(task) => !task.is_barred(),
+                None => {
+                    self.bar(key, cancelled, input.now, out);
+                    false
+                }
+            };
+            return Reply::Cancelled { known };
+        };
         match &task.state {
             TaskState::Ended(_) => {}
             TaskState::Queued => self.end(key, cancelled, input.now, out),
@@ -176,6 +181,13 @@ impl Cluster {
             }
         }
         Reply::Cancelled { known: true }
+    }
+
+    /// Keep that this task was cancelled before it came: a TaskSubmit that is still on its way must not start it.
+    fn bar(&mut self, key: &TaskKey, cancelled: Outcome, now: Timestamp, out: &mut Output) {
+        let task = Box::new(Task::barred(self.next_number, now));
+        out.emit(self, Event::TaskSubmitted { key: key.clone(), task });
+        self.end(key, cancelled, now, out);
     }
 
     pub(super) fn end(&mut self, key: &TaskKey, outcome: Outcome, now: Timestamp, out: &mut Output) {

@@ -63,11 +63,15 @@ impl Bench {
         invariant::check(&self.machine).unwrap();
         self.payloads += out.changes.held.len() as i64 - out.changes.released.len() as i64;
         for key in &out.changes.keys {
-            if let Some(record) = self.machine.record(key)
-                && !Cluster::is_live(&record)
-            {
-                self.ended.insert(key.clone(), record);
-                self.machine.forget(key);
+            match self.machine.record(key) {
+                Some(record) if Cluster::is_live(&record) => {}
+                Some(record) => {
+                    self.ended.insert(key.clone(), record);
+                    self.machine.forget(key);
+                }
+                None => {
+                    self.ended.remove(key);
+                }
             }
         }
         self.events.extend(out.events.into_iter().map(|logged| logged.event));
@@ -500,7 +504,6 @@ fn cancel_ends_what_waits_and_kills_what_runs() {
         key: key("j", task),
         reason: "not\nwanted".into(),
     };
-    assert_eq!(bench.send(cancel("t")), Ok(Reply::Cancelled { known: false }));
     bench.submit("j", "t", None).unwrap();
     assert_eq!(bench.send(cancel("t")), Ok(Reply::Cancelled { known: true }));
     assert_eq!(bench.effects, vec![ended(key("j", "t"))]);
@@ -511,6 +514,39 @@ fn cancel_ends_what_waits_and_kills_what_runs() {
     bench.send(cancel("u")).unwrap();
     bench.lose("w", 1);
     assert_eq!(bench.outcome(&key("j", "u")), Some((End::Cancelled, "not wanted".into())));
+}
+
+#[test]
+fn what_is_cancelled_before_it_comes_never_starts() {
+    let mut bench = Bench::new(Rules::default());
+    bench.attach("w", "i", 1, vec![]).unwrap();
+    let late = key("j", "t");
+    let cancel = || Command::Cancel {
+        key: late.clone(),
+        reason: "not wanted".into(),
+    };
+    assert_eq!(bench.send(cancel()), Ok(Reply::Cancelled { known: false }));
+    assert_eq!(bench.effects, vec![ended(late.clone())]);
+    assert_eq!(bench.outcome(&late), Some((End::Cancelled, "not wanted".into())));
+    // Whatever it carries, and for whatever worker it is.
+    for (content, assignee) in [(1, None), (2, Some("w")), (3, Some("nobody"))] {
+        let before = bench.events.len();
+        assert_eq!(
+            bench.send(submission(late.clone(), content, assignee)),
+            Ok(Reply::Submitted { repeated: true })
+        );
+        assert_eq!((bench.events.len(), bench.effects.len()), (before, 0));
+    }
+    assert_eq!(bench.send(cancel()), Ok(Reply::Cancelled { known: false }));
+    assert_eq!(bench.effects, vec![]);
+    // Let go of with its job, it is as if it had never been.
+    let forget = Command::Forget {
+        job: Some(job("j")),
+        tasks: vec![late.clone()],
+    };
+    bench.send(forget).unwrap();
+    bench.submit("j", "t", None).unwrap();
+    assert_eq!(bench.effects, vec![dispatch("w", 1, late, 1)]);
 }
 
 #[test]

@@ -2,10 +2,10 @@
 //!
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
+use super::JOBS_MAX;
 use super::federation::{Announced, News, Peer, Report};
 use super::records::{Failure, Lease};
 use super::spec::{KeyHash, Provenance, Spec};
-use super::JOBS_MAX;
 use crate::machine::content::{Content, PayloadRef};
 use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;

@@ -147,7 +147,8 @@ impl PartyRemains {
         })
     }
 
-    fn check_replay(&self) {
+    /// Their events give their records.
+    pub fn check_replay(&self) {
         let rules = master::Rules {
             party: PartyId::parse(self.id.clone()).unwrap(),
             accept: ProposalAcceptRule::default(),

@@ -28,11 +28,29 @@ pub enum Scenario {
     Legacy,
     /// A won task whose initiator cancels: in `unwanted`.
     Ordered,
+    /// A user cancels a job: this and all below in `control`.
+    Cancelled,
+    /// A user holds a job back.
+    Held,
+    /// A user lets a held job go on.
+    Released,
+    /// A job that may not begin before an hour.
+    Woken,
+    /// A job with a deadline.
+    TooLate,
+    /// A user removes a job.
+    Purged,
+    /// A user runs a job again.
+    RunAgain,
+    /// What ended long ago is let go: in `retention`.
+    Old,
 }
 
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
-    use Scenario::{Failing, Large, Legacy, Local, Ordered, Proposed, Waiting};
+    use Scenario::{
+        Cancelled, Failing, Held, Large, Legacy, Local, Old, Ordered, Proposed, Purged, Released, RunAgain, TooLate, Waiting, Woken,
+    };
     let name = point.rsplit_once('.').unwrap().0;
     match (name, point) {
         (_, "master.fetch.leaving" | "master.propose.leaving" | "master.follow.leaving" | "master.report.leaving") => Proposed,
@@ -41,6 +59,14 @@ pub fn scenario(point: &str) -> Scenario {
         (_, "master.cancel.leaving") => Failing,
         ("master.verdict" | "master.offered" | "master.fetched", _) => Proposed,
         ("master.legacy_proposal", _) => Legacy,
+        ("master.cancel" | "master.give_up", _) => Cancelled,
+        ("master.hold", _) => Held,
+        ("master.release", _) => Released,
+        ("master.wake" | "master.wake_at", _) => Woken,
+        ("master.deadline_passed" | "master.deadline_at", _) => TooLate,
+        ("master.purge" | "master.forget" | "master.forgotten", _) => Purged,
+        ("master.rerun", _) => RunAgain,
+        ("master.purge_proposals" | "master.sweep_tombstones", _) => Old,
         ("master.note", _) => Waiting,
         ("payload", _) => Large,
         ("master.submit" | "master.leased" | "master.lease_released" | "master.prepared", _) => Local,

@@ -3,14 +3,20 @@
 
 use super::cluster::{self as of_cluster, open_of_manager};
 use super::coordinator::{self as of_coordinator, points};
+use super::master::{self as of_master, Scenario};
 use super::paper::row_of;
-use super::{at_rest, died, past, skipped, start_again, start_doomed};
+use super::{at_rest, died, open_of_master, past, skipped, start_again, start_doomed};
 use crate::federation::remains::History;
-use crate::support::Role;
+use crate::support::{Federation, Role};
 use fedbroker::machine::cluster::{self, Cluster, Submission};
 use fedbroker::machine::content::Content;
 use fedbroker::machine::coordinator::{self, Coordinator};
-use fedbroker::machine::ids::{JobId, TaskId, TaskKey, TypeName};
+use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
+use fedbroker::machine::master::rule::ProposalAcceptRule;
+use fedbroker::machine::master::spec::{KeyHash, Provenance, Spec};
+use fedbroker::machine::master::{self, Master};
+use fedbroker::machine::plan::Plan;
+use std::path::Path;
 use std::time::Duration;
 
 /// More than one command lets go of.
@@ -113,5 +119,111 @@ async fn of_a_coordinator_with_old_verdicts() {
             .filter(|event| matches!(event, coordinator::Event::Forgotten { .. }));
         assert_eq!(forgotten.count(), MANY, "after {point}: each once");
         left.check_replay("coordinator", of_coordinator::machine());
+    }
+}
+
+/// What a master did long ago: proposals that it lost, and jobs that were cancelled and purged, with a key each.
+fn old_history() -> Vec<master::Command> {
+    let mut commands = Vec::new();
+    for n in 1..=MANY {
+        let proposal = ProposalId::parse(format!("p{n:03}")).unwrap();
+        let job_type = TypeName::parse("dummy").unwrap();
+        commands.push(master::Command::Offered {
+            proposal: proposal.clone(),
+            job_type,
+        });
+        let result = Err("drawn out".to_owned());
+        commands.push(master::Command::Fetched { proposal, result });
+        let config = Content::Inline(b"{}".to_vec());
+        let plan = Plan {
+            endpoints: 0,
+            workers: 0,
+            wait_s: 0,
+        };
+        let plain = Spec::plain(TypeName::parse("dummy").unwrap(), config, None, plan);
+        let spec = Spec {
+            not_before: Some(Timestamp(u64::MAX / 2)),
+            ..plain
+        };
+        let provenance = Provenance {
+            key: Some(KeyHash([u8::try_from(n).unwrap(); 32])),
+            ..Provenance::unknown()
+        };
+        let fingerprint = [1; 32];
+        let job = JobId::parse(format!("p1-{}-{n}", past::STAMP)).unwrap();
+        commands.push(master::Command::Submit {
+            spec,
+            provenance,
+            fingerprint,
+        });
+        let reason = String::new();
+        commands.push(master::Command::Cancel { job: job.clone(), reason });
+        let tasks = Vec::new();
+        commands.push(master::Command::Purge { job: job.clone(), tasks });
+        commands.push(master::Command::Forgotten { job });
+    }
+    commands
+}
+
+/// A directory once more.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn rules() -> master::Rules {
+    master::Rules {
+        party: PartyId::parse("p1").unwrap(),
+        accept: ProposalAcceptRule::default(),
+        propose_again: false,
+        submit_tries: 10,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_master_with_old_proposals_and_keys() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("old");
+    past::make(&old, "master", Master::new(rules()), LONG_AGO, old_history()).await;
+    for (point, _) in of_master::every_point()
+        .into_iter()
+        .filter(|(_, scenario)| *scenario == Scenario::Old)
+    {
+        assert_eq!(
+            row_of(&point),
+            "proposals and used keys that ended long ago are let go, at the master"
+        );
+        let mut federation = Federation::planned(1, &[], &[]);
+        federation.coordinator.start().await;
+        let data = federation.dir.path().join("p1-master");
+        copy(&old, &data);
+        let party = &mut federation.parties[0];
+        party.manager.start().await;
+        if start_doomed(&mut party.master, &point).await {
+            died(&mut party.master).await;
+        }
+        start_again(&mut party.master).await;
+        let still = |history: &History<Master>| {
+            let old = |key: &&master::Key| matches!(key, master::Key::Participation(_) | master::Key::Submission(_));
+            let left = history.records.keys().filter(old).map(|key| format!("{key:?}"));
+            left.chain(open_of_master(history)).collect()
+        };
+        let left = at_rest(&mut party.master, &data, "master", still).await;
+        let times = |fits: fn(&master::Event) -> bool| left.events.iter().filter(|event| fits(event)).count();
+        let proposals = times(|event| matches!(event, master::Event::ProposalPurged { .. }));
+        let keys = times(|event| matches!(event, master::Event::KeyDropped { .. }));
+        assert_eq!((proposals, keys), (MANY, MANY), "after {point}: each once");
+        left.check_replay("p1", Master::new(rules()));
     }
 }
