@@ -4,6 +4,7 @@ mod api;
 mod bench;
 mod cli;
 mod cluster;
+mod control;
 mod coordinator;
 mod coordinator_federation;
 mod coordinator_limits;
