@@ -178,8 +178,8 @@ mod tests {
         for (text, code, pointer) in cases {
             assert_eq!(shown(parse(text.as_bytes())), (code.to_owned(), pointer.to_owned()), "{text}");
         }
-        let deep = format!("{{\"name\": {}", "[".repeat(100_000));
-        assert_eq!(shown(parse(deep.as_bytes())).0, "malformed_json");
+        let deep = parse::<serde_json::Value>("{\"a\": ".repeat(100_000).as_bytes());
+        assert_eq!(deep.unwrap_err().code(), Code::MalformedJson);
     }
 
     async fn sent(headers: &[(&str, &str)], body: impl Into<Body>) -> Result<Wanted, Problem> {
