@@ -259,6 +259,7 @@ impl Projection<Master> for Feed {
                 self.keys.push(id.clone());
             }
             (Key::Task(key), _) => self.keys.push(key.job.clone()),
+            (Key::Announced(job) | Key::Peer(job, _), _) => self.keys.push(job.clone()),
             _ => {}
         }
     }

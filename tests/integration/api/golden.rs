@@ -100,7 +100,7 @@ async fn a_job_of_two_parties() {
     client.until(&format!("/api/v1/jobs/{id}"), |job| job["live"] == false).await;
     let mut failed = http.get(&format!("/api/v1/jobs/{id}")).await.json(200);
     let shown = failed.as_object_mut().unwrap();
-    for name in ["tasks", "reason"] {
+    for name in ["tasks", "reason", "parties", "proposal"] {
         assert!(shown.remove(name).is_some_and(|value| !value.is_null()), "{name}");
     }
     check("job_failed", &failed);
@@ -112,6 +112,11 @@ async fn a_job_of_two_parties() {
         .await;
     let all_ended = |page: &Value| page["items"].as_array().is_some_and(|items| items.len() == 2);
     client.until(&format!("/api/v1/jobs/{id}/tasks?state=success"), all_ended).await;
+    let all_told = |job: &Value| {
+        let parties = job["parties"].as_array();
+        parties.is_some_and(|parties| parties.len() == 2 && parties.iter().all(|party| party["state"] == "success"))
+    };
+    client.until(&format!("/api/v1/jobs/{id}"), all_told).await;
     check("job_success", &http.get(&format!("/api/v1/jobs/{id}")).await.json(200));
     check(
         "tasks_of_job",

@@ -6,14 +6,17 @@ use super::problem::{Problem, quoted};
 use super::task::Task;
 use super::time::time;
 use crate::machine::Machine;
+use crate::machine::master::federation::{Announced, Peer};
 use crate::machine::master::records::{Job as Record, JobState, KeyHash, StepName};
 use crate::machine::master::{Master, Record as AnyRecord};
+use crate::master::peers::Peers;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
-/// A job this party initiated. Lists leave out `config`, `algorithm_config` and `tasks` unless `fields` names them.
+/// A job this party initiated. Lists leave out `config`, `algorithm_config`, `tasks`, `proposal` and `parties` unless `fields` names
+/// them.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::master::rest) struct Job {
     /// `<party>-<YYYYmmddHHMMSS>-<n>`
@@ -76,6 +79,44 @@ pub(in crate::master::rest) struct Job {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<Task>)]
     pub tasks: Option<Vec<Task>>,
+    /// How its proposal went; null for a job that was not proposed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Proposed>)]
+    pub proposal: Option<Option<Proposed>>,
+    /// The chosen parties, by name. With a coordinator of FedVision 0.1 none are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Party>)]
+    pub parties: Option<Vec<Party>>,
+}
+
+/// How the proposal of a job went, as far as the coordinator told.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::master::rest) struct Proposed {
+    proposal_id: Option<String>,
+    /// `unknown`, `open`, `accepted`, `refused` or `cancelled`.
+    status: &'static str,
+    /// Why it was refused or cancelled.
+    reason: Option<String>,
+    /// Parties it was offered to.
+    asked: u32,
+    /// Parties that accepted.
+    accepted: u32,
+    /// Parties with a task.
+    chosen: u32,
+}
+
+/// A party that was chosen for a job, and how its task stands there.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::master::rest) struct Party {
+    #[schema(example = "p2")]
+    party: String,
+    task_id: String,
+    /// `unknown`, `running`, `success`, `failed` or `cancelled`, as far as that party told.
+    state: &'static str,
+    reason: Option<String>,
+    /// When this party learnt it.
+    #[schema(format = DateTime)]
+    changed_at: String,
 }
 
 /// Who submitted a job.
@@ -144,6 +185,32 @@ pub(in crate::master::rest) struct Beside {
     pub config: Option<Value>,
     pub algorithm_config: Option<Option<String>>,
     pub tasks: Option<Vec<Task>>,
+    pub proposal: Option<Option<Proposed>>,
+    pub parties: Option<Vec<Party>>,
+}
+
+impl Beside {
+    /// Take in what is known of the other parties.
+    pub(in crate::master::rest) fn tell(&mut self, peers: &Peers, proposal: bool, parties: bool) {
+        let said = |text: &String| (!text.is_empty()).then(|| text.clone());
+        let proposed = |announced: &Announced| Proposed {
+            proposal_id: announced.proposal.as_ref().map(ToString::to_string),
+            status: announced.status.name(),
+            reason: said(&announced.reason),
+            asked: announced.asked,
+            accepted: announced.accepted,
+            chosen: announced.chosen,
+        };
+        let party = |peer: &Peer| Party {
+            party: peer.party.to_string(),
+            task_id: peer.task.to_string(),
+            state: peer.state.name(),
+            reason: said(&peer.reason),
+            changed_at: time(peer.changed_at),
+        };
+        self.proposal = proposal.then(|| peers.announced.as_ref().map(proposed));
+        self.parties = parties.then(|| peers.parties.iter().map(party).collect());
+    }
 }
 
 impl Job {
@@ -193,6 +260,8 @@ impl Job {
             config: beside.config,
             algorithm_config: beside.algorithm_config,
             tasks: beside.tasks,
+            proposal: beside.proposal,
+            parties: beside.parties,
         }
     }
 }
@@ -203,7 +272,7 @@ pub(in crate::master::rest) struct Fields(Option<BTreeSet<String>>);
 
 impl Fields {
     /// What lists leave out.
-    const LARGE: [&str; 3] = ["config", "algorithm_config", "tasks"];
+    const LARGE: [&str; 5] = ["config", "algorithm_config", "tasks", "proposal", "parties"];
     /// The rest of a job.
     const SMALL: [&str; 23] = [
         "job_id",

@@ -15,6 +15,7 @@ use crate::machine::ids::JobId;
 use crate::machine::join_key;
 use crate::machine::master::Record;
 use crate::machine::master::records::Job as JobRecord;
+use crate::master::peers::Peers;
 use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::body::Body;
@@ -39,7 +40,7 @@ const WAIT_MAX: Duration = Duration::from_secs(300);
         ("created_before" = Option<String>, Query, description = "Accepted before this time, RFC 3339"),
         ("q" = Option<String>, Query, description = "Whose id begins so"),
         ("order" = Option<String>, Query, description = "`created_desc` or `created_asc`: by the order in which they were accepted"),
-        ("fields" = Option<String>, Query, description = "These fields of a job only, with commas between; `config`, `algorithm_config` and `tasks` are \
+        ("fields" = Option<String>, Query, description = "These fields of a job only, with commas between; `config`, `algorithm_config`, `tasks`, `proposal` and `parties` are \
             shown only if they are named"),
         ("limit" = Option<u16>, Query, description = "Items of a page, 1 to 500; 50 if it is not there", minimum = 1, maximum = 500),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
@@ -268,6 +269,14 @@ pub(in crate::master::rest) async fn beside(door: &Door, job: &JobRecord, wanted
     }
     if wanted("tasks") {
         beside.tasks = Some(tasks(door, &job.id).await?);
+    }
+    let (proposal, parties) = (wanted("proposal"), wanted("parties"));
+    if proposal || parties {
+        let (reader, id) = (door.shared.handle.reader().clone(), job.id.clone());
+        let unreadable = |why: String| Problem::new(Code::StoreUnavailable, why);
+        let peers = Supervisor::blocking(move || Peers::of(&reader, &id)).await;
+        let peers = peers.map_err(|error| unreadable(error.to_string()))?;
+        beside.tell(&peers.map_err(|error| unreadable(error.to_string()))?, proposal, parties);
     }
     Ok(beside)
 }
