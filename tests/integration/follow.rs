@@ -113,17 +113,14 @@ async fn a_commit_is_told_once_it_is_durable() {
         step: 0,
         result: Err("there are no ports".to_owned()),
     };
-    handle.send(never).await.unwrap();
+    handle.send(never.clone()).await.unwrap();
     let known = jobs.0.lock().unwrap().records.get(&Key::Job(job.clone())).cloned();
     assert!(matches!(known, Some(Record::Job(ended)) if matches!(ended.state, JobState::Failed(_))));
     assert_eq!(jobs.commits().last(), Some(&*head.borrow_and_update()));
 
     // A refused command commits nothing.
     let told = jobs.commits();
-    assert!(matches!(
-        handle.send(Command::LeaseReleased { job }).await,
-        Err(Refusal::Rejected(_))
-    ));
+    assert!(matches!(handle.send(never).await, Err(Refusal::Rejected(_))));
     assert!(jobs.commits() == told && !head.has_changed().unwrap());
 
     disk.fail_next_barrier(Fate::Kept);

@@ -55,7 +55,7 @@ async fn our_submit_shows_the_job_or_the_cause() {
     let large = format!("job_type: dummy\njob_config: {{worker_num: 0, x: {}}}\n", "x".repeat(1 << 20));
     let refused = submit(&master.address, dir.path(), &large).await;
     let shown = String::from_utf8(refused.stderr).unwrap();
-    assert!(shown.contains("Maximum request body size 1048576 exceeded"), "{shown}");
+    assert!(shown.contains("at most 1048575 are taken (413)"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
