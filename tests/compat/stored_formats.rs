@@ -86,12 +86,13 @@ async fn compare_jobs(client: &Client) {
     }
 }
 
-/// Whether a value is what it was; there may be more fields by now, and what has nothing to say is `null`, not empty.
+/// Whether a value is what it was; there may be more fields by now, and what has nothing to say is `null`, not empty and not 0.
 fn covers(now: &Value, then: &Value) -> bool {
     match (now, then) {
         (Value::Object(now), Value::Object(then)) => then.iter().all(|(name, value)| now.get(name).is_some_and(|now| covers(now, value))),
         (Value::Array(now), Value::Array(then)) => now.len() == then.len() && now.iter().zip(then).all(|(now, then)| covers(now, then)),
-        (Value::Null, Value::String(text)) if text.is_empty() => true,
+        (Value::Null, Value::String(text)) => text.is_empty(),
+        (Value::Null, Value::Number(count)) => count.as_u64() == Some(0),
         (now, then) => now == then,
     }
 }

@@ -261,11 +261,12 @@ impl Users {
     }
 }
 
-/// A cluster manager that takes calls and says nothing.
-async fn hang_up(address: String) {
-    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+/// Without an end: each is a commit, and neither is a new job.
+async fn hold_and_release(client: Client, id: String) {
     loop {
-        let _ = listener.accept().await;
+        for action in ["hold", "release"] {
+            let _ = client.post(&format!("/api/v1/jobs/{id}:{action}"), &json!({})).await;
+        }
     }
 }
 
@@ -382,23 +383,19 @@ async fn commit_a_master_on_a_full_disk_answers_from_what_is_durable_and_loses_n
     users
         .until("new jobs are refused", async |users| users.refused() > refused + 20)
         .await;
-    // What goes on is work that was begun: here each job that notes, again and again, why its cluster manager cannot be reached. It takes what was
-    // reserved for it, and then a commit finds nothing.
-    let mut manager = JoinSet::new();
-    let mut changed = Instant::now();
+    // What goes on is work that was begun: here jobs that are held and released, again and again. It takes what was reserved for it, and then a commit
+    // finds nothing.
+    let some: Vec<String> = users.acknowledged.lock().unwrap().iter().take(32).cloned().collect();
+    let mut toggling = JoinSet::new();
+    for id in some {
+        toggling.spawn(hold_and_release(client.clone(), id));
+    }
     users
         .until("a commit has met the full disk", async |_| {
-            if changed.elapsed() > Duration::from_secs(1) {
-                if manager.is_empty() {
-                    manager.spawn(hang_up(disk.manager.clone()));
-                } else {
-                    manager.shutdown().await;
-                }
-                changed = Instant::now();
-            }
             readiness(&client).await.1["checks"]["store"]["ok"] == false
         })
         .await;
+    toggling.shutdown().await;
     let (status, ready) = readiness(&client).await;
     assert_eq!(status, 503, "{ready}");
     assert!(

@@ -37,6 +37,11 @@ pub fn free_ports(count: u16) -> u16 {
     }
 }
 
+/// A time so far from now, RFC 3339 in milliseconds: later times are greater texts.
+pub fn in_ms(ms: i64) -> String {
+    format!("{:.3}", jiff::Timestamp::now() + jiff::SignedDuration::from_millis(ms))
+}
+
 /// One role in a process of its own. Dropping it kills it.
 pub struct Role {
     /// For messages and the log file.

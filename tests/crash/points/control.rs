@@ -5,7 +5,7 @@ use super::master::{Scenario, every_point};
 use super::paper::row_of;
 use super::{at_rest, died, dies_again, open_of_master, skipped, start_again, start_doomed};
 use crate::federation::remains::{History, PartyRemains};
-use crate::support::{Client, DEADLINE, Federation};
+use crate::support::{Client, DEADLINE, Federation, in_ms};
 use fedbroker::machine::cluster::records::TaskState as ClusterState;
 use fedbroker::machine::cluster::{self, Cluster};
 use fedbroker::machine::ids::JobId;
@@ -17,11 +17,6 @@ use std::time::{Duration, Instant};
 
 /// Far beyond any test.
 const NEVER: &str = "2999-01-01T00:00:00Z";
-
-/// In RFC 3339.
-fn in_ms(ms: i64) -> String {
-    (jiff::Timestamp::now() + jiff::SignedDuration::from_millis(ms)).to_string()
-}
 
 struct Stage {
     federation: Federation,

@@ -1,8 +1,8 @@
 //! What comes first, what comes when, and what comes again: keys, priority, `not_before`, `deadline`, `max_attempts`; over kills of the master.
 
-use super::{alone, closed, in_ms, made, program, until_state, with};
+use super::{alone, closed, made, program, until_state, with};
 use crate::gated::{self, Gated};
-use crate::support::{Client, Federation};
+use crate::support::{Client, Federation, in_ms};
 use serde_json::{Value, json};
 
 async fn with_key(client: &Client, body: &Value) -> (u16, Value) {
