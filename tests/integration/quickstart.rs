@@ -149,7 +149,7 @@ async fn a_standalone_federation_runs_jobs_and_remembers_them() {
     assert!(text(&ended.stdout).contains("asked to fail"), "{}", text(&ended.stdout));
     std::fs::write(&failing, "job_type: dummy\njob_config:\n  worker_num: -1\n").unwrap();
     let ended = output(&mut command(&submit)).await;
-    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(ended.status.code(), Some(2));
     let err = text(&ended.stderr);
     assert!(err.contains("-1 is less than the minimum of 0"), "{err}");
 

@@ -31,8 +31,8 @@ async fn every_filter_of_dump_leaves_what_it_says() {
     assert_eq!(kinds(&jobs_only), ["job"]);
     assert_eq!(jobs_only.len(), jobs.len());
     assert_eq!(jobs_only[0]["value"]["state"], "Succeeded");
-    assert_eq!(jobs_only[0]["value"]["algorithm_config"]["len"], 1400);
-    assert_eq!(jobs_only[0]["value"]["config"]["text"], "{\"worker_num\":0}");
+    assert_eq!(jobs_only[0]["value"]["spec"]["algorithm_config"]["len"], 1400);
+    assert_eq!(jobs_only[0]["value"]["spec"]["config"]["text"], "{\"worker_num\":0}");
     assert_eq!(dump(&data_dir, &["--events", "--kind", "job_accepted"]).len(), jobs.len());
 
     assert_eq!(dump(&data_dir, &["--key", &format!("j{}", jobs[2])]).len(), 1);

@@ -29,7 +29,7 @@ fn a_dry_run_says_what_would_be_done_and_the_run_does_it() {
             found.remove(Path::new("LOCK"));
         }
         assert!(before == after, "a dry run changes {name}");
-        assert!(planned.starts_with("format 1 to 2: "), "{planned}");
+        assert!(planned.starts_with("format 1 to 3: "), "{planned}");
         assert!(planned.ends_with(" would be carried over\n"), "{planned}");
 
         let done = tool("migrate", &[]).good();
