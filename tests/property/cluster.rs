@@ -62,7 +62,7 @@ fn attach(who: u8, instance: u8, max_tasks: u16, legacy: bool, known: Vec<(TaskK
     })
 }
 
-/// What an effect stands on when its task is not there: it may have been forgotten since, or it never was.
+/// What an effect stands on when its task is not there as it was: it may have been forgotten since, and even submitted again, or it never was.
 fn absent(key: &TaskKey) -> Standing {
     if key.job == job(FORGOTTEN) {
         Standing::Earlier
@@ -210,11 +210,14 @@ impl World for ClusterWorld {
                 match task.assignment() {
                     Some((on, n)) if on == worker && n == *attempt && current => Standing::Now,
                     _ if task.attempts >= *attempt => Standing::Earlier,
-                    _ => Standing::Never,
+                    _ => absent(key),
                 }
             }
             Effect::Kill { worker, key, attempt, .. } => match task(key) {
-                Some(task) if task.assignment() == Some((worker, *attempt)) && task.stopping.is_none() => Standing::Never,
+                // Attempts of a task that was forgotten and came again count from one.
+                Some(task) if task.assignment() == Some((worker, *attempt)) && task.stopping.is_none() && key.job != job(FORGOTTEN) => {
+                    Standing::Never
+                }
                 _ => Standing::Now,
             },
             Effect::DropConnection { worker, session } => match at(worker) {
@@ -223,8 +226,7 @@ impl World for ClusterWorld {
             },
             Effect::Ended { key } => match task(key) {
                 Some(task) if task.is_ended() => Standing::Now,
-                None => absent(key),
-                Some(_) => Standing::Never,
+                _ => absent(key),
             },
             Effect::GraceAt { worker, session, .. } => match at(worker) {
                 Some(worker) if worker.session == *session && !worker.is_lost() => Standing::Now,

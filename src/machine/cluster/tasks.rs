@@ -139,7 +139,8 @@ impl Cluster {
             return Reply::Cancelled { known };
         };
         match &task.state {
-            TaskState::Ended(_) => {}
+            // Barred by a command of the same commit.
+            TaskState::Ended(_) => return Reply::Cancelled { known: !task.is_barred() },
             TaskState::Queued => self.end(key, cancelled, input.now, out),
             TaskState::Assigned { worker, attempt } => {
                 let (worker, attempt) = (worker.clone(), *attempt);
