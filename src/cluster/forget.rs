@@ -21,9 +21,11 @@ pub(super) fn kind() -> Kind<Cluster> {
             Record::Task(task) if task.is_ended() => Some(task.changed_at),
             _ => None,
         },
-        forget: |keys| Command::Forget {
-            job: None,
-            tasks: keys.into_iter().filter_map(task_of).collect(),
+        forget: |_, keys| {
+            Ok(vec![Command::Forget {
+                job: None,
+                tasks: keys.into_iter().filter_map(task_of).collect(),
+            }])
         },
     }
 }

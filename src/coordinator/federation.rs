@@ -7,6 +7,7 @@ use super::convert::{self, bad_id, refused};
 use super::follow;
 use super::hub::{Hub, Told};
 use crate::engine::Handle;
+use crate::engine::reader::Reader;
 use crate::machine::coordinator::{Assignment, AssignmentState, Command, Coordinator, Key, Record};
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId};
 use crate::machine::join_key;
@@ -79,7 +80,9 @@ impl ours::federation_server::Federation for Federation {
         };
         self.handle.send(command).await.map_err(refused)?;
         let of_job = job.clone();
-        let assignments = self.read(move |federation| federation.assignments(&of_job)).await?;
+        let assignments = self
+            .read(move |federation| assignments(federation.handle.reader(), &of_job))
+            .await?;
         let open = assignments
             .into_iter()
             .filter(|(_, assignment)| !matches!(assignment.state, AssignmentState::Ended(_)));
@@ -143,19 +146,6 @@ impl Federation {
         }
     }
 
-    /// Who has which task of a job. Blocks.
-    pub(super) fn assignments(&self, job: &JobId) -> Result<Vec<(PartyId, Assignment)>, crate::store::Error> {
-        let mut found = Vec::new();
-        // The separator behind the job's id: another id may begin with this one.
-        self.handle.reader().scan(&join_key(b'v', &[job.as_str(), ""]), |key, record| {
-            if let (Key::Assignment(_, party), Record::Assignment(assignment)) = (key, record) {
-                found.push((party, assignment));
-            }
-            true
-        })?;
-        Ok(found)
-    }
-
     /// All that are open, for a stream that has just begun; then until the party is gone.
     async fn tell_orders(&self, party: &PartyId, instance: String, sender: &mpsc::Sender<Told>) {
         let of_party = party.clone();
@@ -184,6 +174,19 @@ impl Federation {
         })?;
         Ok(orders)
     }
+}
+
+/// Who has which task of a job. Blocks.
+pub(super) fn assignments(reader: &Reader<Coordinator>, job: &JobId) -> Result<Vec<(PartyId, Assignment)>, crate::store::Error> {
+    let mut found = Vec::new();
+    // The separator behind the job's id: another id may begin with this one.
+    reader.scan(&join_key(b'v', &[job.as_str(), ""]), |key, record| {
+        if let (Key::Assignment(_, party), Record::Assignment(assignment)) = (key, record) {
+            found.push((party, assignment));
+        }
+        true
+    })?;
+    Ok(found)
 }
 
 fn identity(metadata: &MetadataMap) -> Result<String, Status> {

@@ -4,7 +4,7 @@
 //! before it is in the records, so none is missed. Several changes may come as one news; the last one always comes.
 
 use super::convert;
-use super::federation::Federation;
+use super::federation::{Federation, assignments};
 use super::hub::Bell;
 use crate::machine::coordinator::{Course, Key, Record, Verdict};
 use crate::machine::ids::JobId;
@@ -135,7 +135,7 @@ fn news(federation: &Federation, job: &JobId, owner: &str) -> Result<JobNews, st
                 Some(_) => job_news::Status::Refused,
             };
             let chosen = if tally.is_some_and(|tally| tally.chosen > 0) {
-                federation.assignments(job)?
+                assignments(federation.handle.reader(), job)?
             } else {
                 Vec::new()
             };

@@ -12,10 +12,11 @@ mod service;
 use crate::config::CoordinatorOptions;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::open::{Opened, open};
-use crate::engine::retention::{self, BATCH, Keep, Kind};
-use crate::machine::coordinator::{Command, Coordinator, Key, RELEASE_MAX, Record, Rules, State, all_proposals};
+use crate::engine::retention::{self, Keep, Kind};
+use crate::machine::coordinator::{Command, Coordinator, Key, Record, Rules, State, all_proposals, shares};
 use crate::machine::ids::JobId;
 use crate::observe;
+use crate::store::Error;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
 use crate::wire::connect::MESSAGE_MAX;
@@ -24,7 +25,7 @@ use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::coordinator::coordinator_server::CoordinatorServer;
 use crate::wire::serve::{self, PeerService};
 use anyhow::Context;
-use federation::Federation;
+use federation::{Federation, assignments};
 use hub::{Executor, Hub};
 use service::Service;
 use std::net::SocketAddr;
@@ -38,8 +39,6 @@ const ROLE: &str = "coordinator";
 /// How long connections have to end once the role stops; a client that does not read must not hold it up.
 const DRAIN: Duration = Duration::from_secs(1);
 
-const _: () = assert!(BATCH <= RELEASE_MAX);
-
 /// What is let go in the end: verdicts of proposals that have expired.
 fn ended_proposals() -> Kind<Coordinator> {
     Kind {
@@ -51,8 +50,14 @@ fn ended_proposals() -> Kind<Coordinator> {
             },
             _ => None,
         },
-        forget: |keys| Command::Forget {
-            jobs: keys.into_iter().filter_map(job_of).collect(),
+        forget: |reader, keys| {
+            let with_parties = |job: JobId| {
+                let assignments = assignments(reader, &job)?;
+                Ok((job, assignments.into_iter().map(|(party, _)| party).collect()))
+            };
+            let jobs = keys.into_iter().filter_map(job_of).map(with_parties);
+            let shares = shares(jobs.collect::<Result<_, Error>>()?).into_iter();
+            Ok(shares.map(|jobs| Command::Forget { jobs }).collect())
         },
     }
 }

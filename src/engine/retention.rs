@@ -4,6 +4,7 @@
 //! for a few records at a time, through the same door as everybody: what is removed is an event. It must never hold up a commit.
 
 use super::clock::Clock;
+use super::reader::Reader;
 use super::{Handle, Refusal};
 use crate::machine::Machine;
 use crate::machine::ids::Timestamp;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 /// Records read at once.
 const PAGE: usize = 256;
-/// Records of one command: the smallest step of any role.
+/// Records that are let go together: the smallest step of any role.
 pub const BATCH: usize = 64;
 /// After each page and each command, so that others have the disk and the loop.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -43,14 +44,17 @@ impl Keep {
     }
 }
 
+/// From what the store has and the names of some records to the commands that remove them: more than one where much hangs on each record.
+pub type Forget<M> = fn(&Reader<M>, Vec<<M as Machine>::Key>) -> Result<Vec<<M as Machine>::Command>, Error>;
+
 /// What a role lets go of.
 pub struct Kind<M: Machine> {
     /// How the key bytes of these records begin.
     pub prefix: Vec<u8>,
     /// When a record ended; `None` for one that stays.
     pub ended_at: fn(&M::Record) -> Option<Timestamp>,
-    /// The command that removes these, at most [`BATCH`].
-    pub forget: fn(Vec<M::Key>) -> M::Command,
+    /// What removes these, at most [`BATCH`], with what the store has beside them. Blocks.
+    pub forget: Forget<M>,
 }
 
 /// Rounds until the role stops.
@@ -127,11 +131,17 @@ async fn round<M: Machine>(handle: &Handle<M>, clock: &dyn Clock, keep: Keep, ki
 
 async fn forget<M: Machine>(handle: &Handle<M>, kind: &Kind<M>, keys: Vec<M::Key>) -> Result<u64, String> {
     let count = keys.len() as u64;
-    match handle.send((kind.forget)(keys)).await {
-        Ok(_) => {}
-        Err(Refusal::Rejected(why)) => return Err(why.to_string()),
-        Err(why) => return Err(why.to_string()),
+    let (reader, forget) = (handle.reader().clone(), kind.forget);
+    let made: Result<_, Error> = Supervisor::blocking(move || forget(&reader, keys))
+        .await
+        .map_err(|error| error.to_string())?;
+    for command in made.map_err(|error| error.to_string())? {
+        match handle.send(command).await {
+            Ok(_) => {}
+            Err(Refusal::Rejected(why)) => return Err(why.to_string()),
+            Err(why) => return Err(why.to_string()),
+        }
+        tokio::time::sleep(PAUSE).await;
     }
-    tokio::time::sleep(PAUSE).await;
     Ok(count)
 }

@@ -330,6 +330,7 @@ impl Executors {
                     Effect::Fetch { proposal } => self.subscriber.fetch(proposal),
                     Effect::Follow { job, after } => self.follower.follow(job, after),
                     Effect::Report { proposal, number } => self.reporter.report(proposal, number),
+                    Effect::Withdraw { job } => self.reporter.withdraw(job),
                     Effect::AcquireLease { .. }
                     | Effect::ReleaseLease { .. }
                     | Effect::Submit { .. }

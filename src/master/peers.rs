@@ -1,13 +1,21 @@
 //! A job's place in the federation, read from what is durable: its proposal, and each party that was chosen.
 //!
-//! Called by the REST service.
+//! Called by the REST service and by who purges.
 
 use crate::engine::reader::Reader;
-use crate::machine::ids::JobId;
+use crate::machine::ids::{JobId, PartyId};
 use crate::machine::join_key;
 use crate::machine::master::federation::{Announced, PEERS_MAX, Peer, PeerState};
 use crate::machine::master::{Key, Master, PEER, Record};
 use crate::store::Error;
+
+/// The chosen parties of a job. Blocks.
+///
+/// # Errors
+/// The store cannot be read.
+pub(super) fn parties_of(reader: &Reader<Master>, job: &JobId) -> Result<Vec<PartyId>, Error> {
+    Ok(Peers::of(reader, job)?.parties.into_iter().map(|peer| peer.party).collect())
+}
 
 /// What is known of a job at the other parties.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

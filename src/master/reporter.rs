@@ -1,26 +1,27 @@
-//! What this party tells a coordinator of ours about the tasks it won, and what it is told about them: how they stand, and that one is to stop.
+//! What this party tells a coordinator of ours about the tasks it won, and what it is told about them: how they stand, and that one is to stop. And
+//! that a job of its own is no longer wanted.
 //!
-//! A report is sent until it is answered; the coordinator counts it once. Orders come on a stream that is opened again whenever it breaks; all that
+//! A report or withdrawal is sent until it is answered; the coordinator counts it once. Orders come on a stream that is opened again whenever it breaks; all that
 //! are open come again then. A coordinator of release 0.1 takes no reports and gives no orders.
 
 use super::Shared;
 use super::follower::signed;
 use crate::engine::Refusal;
-use crate::machine::ids::{ProposalId, TaskKey};
-use crate::machine::master::federation::{PeerState, Report};
+use crate::machine::ids::{JobId, ProposalId, TaskKey};
+use crate::machine::master::federation::{PeerState, Report, Withdrawal};
 use crate::machine::master::{Command, Key, Record};
 use crate::machine::outcome::End;
 use crate::supervisor::Policy;
 use crate::wire::connect::{Backoff, PeerKind, Probe};
 use crate::wire::fedbroker::v1::federation_client::FederationClient;
-use crate::wire::fedbroker::v1::{Order, OrdersRequest, ReportTaskRequest, TaskState};
+use crate::wire::fedbroker::v1::{CancelJobRequest, Order, OrdersRequest, ReportTaskRequest, TaskState};
 use crate::wire::metered::Channel;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-/// Reports in flight at once.
+/// Reports and withdrawals in flight at once.
 const IN_FLIGHT: usize = 64;
 /// How long one may take.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -84,6 +85,56 @@ impl Reporter {
                 return;
             }
         });
+    }
+
+    /// Tell the coordinator that a job is no longer wanted, until it knows. One of FedVision 0.1 or of release 0.1 is told nothing.
+    pub(super) fn withdraw(&self, job: JobId) {
+        let reporter = self.clone();
+        self.shared.supervisor.spawn("withdraw", Policy::Passing, async move {
+            let mut backoff = Backoff::new();
+            while let Some(Record::Withdrawal(withdrawal)) = reporter.shared.record(Key::Withdrawal(job.clone())).await {
+                let permit = reporter.in_flight.acquire().await;
+                let answer = tokio::time::timeout(CALL_LIMIT, reporter.call_off(&job, &withdrawal)).await;
+                drop(permit);
+                match answer {
+                    Ok(Ok(())) => {}
+                    Ok(Err(status)) if is_refusal(&status) => {
+                        tracing::warn!(%job, why = status.message(), "the coordinator does not take a cancellation");
+                    }
+                    Ok(Err(status)) => {
+                        tracing::debug!(%job, why = status.message(), "a cancellation failed, sending again");
+                        reporter.probe.forget();
+                        backoff.wait().await;
+                        continue;
+                    }
+                    Err(_) => {
+                        reporter.probe.forget();
+                        continue;
+                    }
+                }
+                if let Err(Refusal::Rejected(late)) = reporter.shared.handle.send(Command::Withdrawn { job }).await {
+                    tracing::debug!(%late, "it was told before");
+                }
+                return;
+            }
+        });
+    }
+
+    /// `Ok` as well when there is nobody to tell.
+    async fn call_off(&self, job: &JobId, withdrawal: &Withdrawal) -> Result<(), Status> {
+        if self.probe.kind().await? == PeerKind::FedVision {
+            return Ok(());
+        }
+        let request = CancelJobRequest {
+            job_id: job.as_str().to_owned(),
+            job_type: withdrawal.job_type.as_str().to_owned(),
+            reason: withdrawal.reason.clone(),
+        };
+        let mut client = FederationClient::new(self.channel.clone());
+        match client.cancel_job(signed(request, &self.shared.instance)).await {
+            Err(status) if status.code() == Code::Unimplemented => Ok(()),
+            answer => answer.map(drop),
+        }
     }
 
     async fn owed(&self, proposal: &ProposalId) -> Option<Report> {

@@ -5,6 +5,7 @@
 
 use super::Shared;
 use super::index::{Columns, Wanted, state_number};
+use super::peers;
 use crate::engine::Refusal;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::engine::reader::Reader;
@@ -183,7 +184,7 @@ impl Sweeper {
             let (reader, of) = (self.shared.handle.reader().clone(), job.clone());
             // The trailing empty part ends the prefix with the separator, so that job `a-1` does not find the tasks of `a-10`.
             let prefix = join_key(b't', &[of.as_str(), ""]);
-            let tasks = blocking(move || {
+            let found = blocking(move || {
                 let mut tasks = Vec::new();
                 reader.scan(&prefix, |_, record| {
                     if let Record::Task(task) = record {
@@ -191,9 +192,10 @@ impl Sweeper {
                     }
                     true
                 })?;
-                Ok(tasks)
+                Ok((tasks, peers::parties_of(&reader, &of)?))
             });
-            self.send(Command::Purge { job, tasks: tasks.await? }).await
+            let (tasks, parties) = found.await?;
+            self.send(Command::Purge { job, tasks, parties }).await
         });
         let mut removed = 0;
         for outcome in join_all(purged).await {

@@ -130,7 +130,8 @@ impl Submitter {
             | Effect::DeadlineAt { .. }
             | Effect::GiveUp { .. }
             | Effect::Follow { .. }
-            | Effect::Report { .. } => return,
+            | Effect::Report { .. }
+            | Effect::Withdraw { .. } => return,
         };
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get_mut(&job) {
@@ -216,7 +217,8 @@ impl Submitter {
             | Effect::DeadlineAt { .. }
             | Effect::GiveUp { .. }
             | Effect::Follow { .. }
-            | Effect::Report { .. } => {}
+            | Effect::Report { .. }
+            | Effect::Withdraw { .. } => {}
         }
     }
 

@@ -102,6 +102,44 @@ fn subscribe_call(party: &str) -> Call {
     }
 }
 
+/// It cannot be told that a job is not wanted any more, and is not: not of one that others run, nor of one that it never heard of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_is_no_matter_of_it() {
+    let mut around = Around::start(2, &[]).await;
+    let client = around.ours.client(0);
+    let cancel = async |job: &str| {
+        let (status, body) = client.post(&format!("/api/v1/jobs/{job}:cancel"), &json!({})).await.unwrap();
+        assert_eq!((status, &body["state"]), (200, &json!("cancelled")), "{body}");
+    };
+    let slow = json!({ "worker_num": 2, "proposal_wait_time": 1, "sleep_ms": 600_000 });
+    let running = client.submit("dummy", &slow).await;
+    let state = |wanted: &'static str| move |job: &Value| job["state"] == wanted;
+    client.until(&format!("/api/v1/jobs/{running}"), state("running")).await;
+    let began = format!("task started task={running}/");
+    until("the others run it", || around.ours.parties[1].worker.log().contains(&began)).await;
+    cancel(&running).await;
+    around.coordinator.kill();
+    let early = submit(&client, 2, 1).await;
+    client.until(&format!("/api/v1/jobs/{early}"), state("proposing")).await;
+    cancel(&early).await;
+    let calls = around.calls_since(0);
+    around.coordinator.restart().await;
+    // What was owed to a coordinator of which nothing was known is owed no more.
+    let sent = |event: &Value| event["type"] == "withdrawal_sent" && event["job_id"] == early.as_str();
+    let any = |page: &Value| page["items"].as_array().is_some_and(|items| items.iter().any(sent));
+    let events = client.until("/api/v1/events?limit=500", any).await;
+    let owed = events["items"].as_array().unwrap().iter();
+    let owed: Vec<&Value> = owed.filter(|event| event["type"] == "withdrawal_owed").collect();
+    assert!(owed.len() == 1 && owed[0]["job_id"] == early.as_str(), "{owed:?}");
+    let calls = [calls, around.calls_since(0)].concat();
+    assert!(!calls.iter().any(|call| matches!(call, Call::Federation(_))), "{calls:?}");
+    assert!(!calls.contains(&Call::Proposal(early.clone())), "{calls:?}");
+    let path = format!("/api/v1/jobs/{early}");
+    assert_eq!(client.send("DELETE", &path, &[], &json!({})).await.unwrap().0, 204);
+    let end = format!("task ended task={running}/");
+    assert!(!around.ours.parties[1].worker.log().contains(&end), "the others were not told");
+}
+
 /// It tells nothing about the other parties, and nothing is made up.
 #[tokio::test(flavor = "multi_thread")]
 async fn how_the_other_parties_end_stays_unknown() {

@@ -167,6 +167,11 @@ fn worst(content: impl Fn(usize) -> Content) -> Worst {
             break;
         }
     }
+    let chosen = (0..=TASKS_MAX).map(party).collect();
+    world.run(Command::Forget {
+        jobs: vec![(job.clone(), chosen)],
+    });
+    assert_eq!(world.machine.record(&Key::Proposal(job)), None);
     world.run(Command::StreamBroken {
         party: party(0),
         session: u64::MAX,

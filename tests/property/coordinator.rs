@@ -3,7 +3,7 @@
 use crate::harness::{Contents, Holds, Standing, World, replays, survives, twice_is_once};
 use fedbroker::machine::Machine;
 use fedbroker::machine::coordinator::{
-    AssignmentState, Command, Coordinator, Effect, Key, RELEASE_MAX, Record, Reply, Rules, State, invariant,
+    AssignmentState, Command, Coordinator, Effect, Key, RELEASE_MAX, Record, Reply, Rules, State, Verdict, invariant,
 };
 use fedbroker::machine::ids::{JobId, PartyId, ProposalId, TaskId, TypeName};
 use fedbroker::machine::outcome::End;
@@ -132,7 +132,7 @@ impl World for CoordinatorWorld {
             Act::Propose(n, tasks, wait, min, max) => propose(n, tasks, (wait, min, max), contents),
             Act::ProposeMany(n) => propose(n, u8::try_from(RELEASE_MAX + 3).unwrap(), (1, 0, 3), contents),
             Act::Forget => Command::Forget {
-                jobs: vec![job(FORGOTTEN), job(FORGOTTEN + 100)],
+                jobs: vec![(job(FORGOTTEN), (0..5).map(party).collect()), (job(FORGOTTEN + 100), Vec::new())],
             },
             Act::Fetch(who, n, number) => Command::Fetch {
                 party: party(who),
@@ -198,7 +198,7 @@ impl World for CoordinatorWorld {
             Some(Record::Proposal(proposal)) => Some(proposal),
             _ => None,
         };
-        // It may have been forgotten since, or it never was.
+        // It may have been forgotten since, and even proposed anew, or it never was.
         let absent = |of: &JobId| {
             if *of == job(FORGOTTEN) {
                 Standing::Earlier
@@ -230,17 +230,15 @@ impl World for CoordinatorWorld {
                 // After a start a window may be kept open for the parties that the crash cut off.
                 Some(known) if known.is_open() && known.closes_at <= *at => Standing::Now,
                 Some(known) if !known.is_open() => Standing::Earlier,
-                None => absent(job),
-                Some(_) => Standing::Never,
+                _ => absent(job),
             },
             Effect::Closed { job } => match proposal(job) {
                 Some(known) if !known.is_open() => Standing::Now,
-                None => absent(job),
-                Some(_) => Standing::Never,
+                _ => absent(job),
             },
             Effect::Changed { job } => match proposal(job) {
                 Some(_) => Standing::Now,
-                None => Standing::Never,
+                None => absent(job),
             },
             Effect::Order { party, job, order } => {
                 match (
@@ -249,27 +247,28 @@ impl World for CoordinatorWorld {
                 ) {
                     (Some(Record::Order(open)), _) if open == **order => Standing::Now,
                     (None, Some(Record::Assignment(known))) if matches!(known.state, AssignmentState::Ended(_)) => Standing::Earlier,
-                    _ => Standing::Never,
+                    _ => absent(job),
                 }
             }
             Effect::ExpireAt { job, .. } => match proposal(job).map(|known| known.state) {
                 Some(State::Closed { .. }) => Standing::Now,
                 Some(State::Expired { .. }) => Standing::Earlier,
-                None => absent(job),
-                Some(State::Open) => Standing::Never,
+                None | Some(State::Open) => absent(job),
             },
         }
     }
 
     fn promise(command: &Command, reply: &Reply) -> Option<(Key, Holds<Self>)> {
         match (command, reply) {
-            (Command::Propose { job_id, .. }, _) if *job_id == job(FORGOTTEN) => None,
+            (Command::Propose { job_id: of, .. } | Command::Report { job: of, .. }, _) if *of == job(FORGOTTEN) => None,
             (Command::Propose { job_id, .. }, Reply::Open { .. }) => Some((Key::Proposal(job_id.clone()), |_, _| true)),
             (Command::Propose { job_id, .. }, Reply::Verdict { .. }) => {
                 Some((Key::Proposal(job_id.clone()), |said, record| match record {
-                    Record::Proposal(proposal) => proposal
-                        .verdict()
-                        .is_some_and(|(verdict, reason)| said.contains(&format!("verdict: {verdict:?}, reason: {reason:?}"))),
+                    Record::Proposal(proposal) => proposal.verdict().is_some_and(|(verdict, reason)| {
+                        // A success may have been cancelled since.
+                        let cancelled = verdict == Verdict::Cancelled && said.contains("verdict: Success");
+                        cancelled || said.contains(&format!("verdict: {verdict:?}, reason: {reason:?}"))
+                    }),
                     _ => false,
                 }))
             }

@@ -168,6 +168,7 @@ impl World for MasterWorld {
             }
             Effect::Follow { job, .. } => Command::News { job, news: news(how) },
             Effect::Report { proposal, number } => Command::Reported { proposal, number },
+            Effect::Withdraw { job } => Command::Withdrawn { job },
         };
         vec![command]
     }
@@ -228,6 +229,10 @@ impl World for MasterWorld {
                 Some(_) => Standing::Earlier,
                 None => Standing::Never,
             },
+            Effect::Withdraw { job } => match read(&Key::Withdrawal(job.clone())) {
+                Some(_) => Standing::Now,
+                None => Standing::Earlier,
+            },
             // A report that has left is gone.
             Effect::Report { proposal, number } => match read(&Key::Report(proposal.clone())) {
                 Some(Record::Report(report)) if report.number == *number => Standing::Now,
@@ -261,9 +266,13 @@ impl World for MasterWorld {
 
     fn last_event(record: &Record) -> Option<u64> {
         match record {
-            Record::Counter(_) | Record::Submission(_) | Record::Purge(_) | Record::Announced(_) | Record::Peer(_) | Record::Report(_) => {
-                None
-            }
+            Record::Counter(_)
+            | Record::Submission(_)
+            | Record::Purge(_)
+            | Record::Announced(_)
+            | Record::Peer(_)
+            | Record::Report(_)
+            | Record::Withdrawal(_) => None,
             Record::Job(job) => Some(job.last_event),
             Record::Task(task) => Some(task.last_event),
             Record::Participation(participation) => Some(participation.last_event),

@@ -179,7 +179,8 @@ fn answer(effect: master::Effect, fails: bool) -> anyhow::Result<Option<master::
         | E::GiveUp { .. }
         | E::Forget { .. }
         | E::Follow { .. }
-        | E::Report { .. } => None,
+        | E::Report { .. }
+        | E::Withdraw { .. } => None,
     })
 }
 

@@ -58,7 +58,9 @@ impl Role for Master {
             master::Key::Counter | master::Key::Submission(_) => None,
             master::Key::Job(job) => Some(job.clone()),
             master::Key::Task(key) => Some(key.job.clone()),
-            master::Key::Announced(job) | master::Key::Peer(job, _) | master::Key::Purge(job) => Some(job.clone()),
+            master::Key::Announced(job) | master::Key::Peer(job, _) | master::Key::Purge(job) | master::Key::Withdrawal(job) => {
+                Some(job.clone())
+            }
             master::Key::Participation(proposal) | master::Key::Report(proposal) => job_of(proposal),
         }
     }
@@ -94,7 +96,11 @@ impl Role for Master {
             | E::TaskCancelling { key, .. }
             | E::TaskEnded { key, .. }
             | E::ProposalWon { key, .. } => Some(key.job.clone()),
-            E::JobAnnounced { job, .. } => Some(job.clone()),
+            E::JobAnnounced { job, .. }
+            | E::AnnouncedPurged { job }
+            | E::PeerPurged { job, .. }
+            | E::WithdrawalOwed { job, .. }
+            | E::WithdrawalSent { job } => Some(job.clone()),
             E::PeerChanged { peer } => Some(peer.job.clone()),
             E::ReportOwed { proposal, .. }
             | E::ReportSent { proposal }
@@ -142,6 +148,7 @@ impl Role for Coordinator {
             | E::ParticipantReleased { job, .. }
             | E::Expired { job }
             | E::Forgotten { job }
+            | E::AssignmentForgotten { job, .. }
             | E::Assigned { job, .. }
             | E::Reported { job, .. }
             | E::CourseKept { job, .. }

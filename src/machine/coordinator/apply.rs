@@ -53,6 +53,10 @@ impl Coordinator {
                 self.assignments.insert((job.clone(), party.clone()), (**assignment).clone());
                 changes.keys.insert(Key::Assignment(job.clone(), party.clone()));
             }
+            Event::AssignmentForgotten { job, party } => {
+                self.assignments.remove(&(job.clone(), party.clone()));
+                changes.keys.insert(Key::Assignment(job.clone(), party.clone()));
+            }
             Event::Ordered { party, job, order } => {
                 self.orders.insert((party.clone(), job.clone()), (**order).clone());
                 changes.keys.insert(Key::Order(party.clone(), job.clone()));

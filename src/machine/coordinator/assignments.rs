@@ -303,7 +303,7 @@ impl Coordinator {
         Ok(Reply::Done)
     }
 
-    fn assignment<'a>(&'a self, job: &JobId, party: &PartyId, input: &'a Input<Key, Record>) -> Option<&'a Assignment> {
+    pub(super) fn assignment<'a>(&'a self, job: &JobId, party: &PartyId, input: &'a Input<Key, Record>) -> Option<&'a Assignment> {
         if let Some(known) = self.assignments.get(&(job.clone(), party.clone())) {
             return Some(known);
         }

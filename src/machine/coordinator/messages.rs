@@ -3,7 +3,7 @@
 //! Plain data, made and read by `decide`, `apply` and the doors; the rules are in the files beside this one.
 
 use super::{
-    Assignment, AssignmentState, Course, INSTANCE_MAX, ORDERS_MAX, Order, PARTICIPANTS_MAX, PARTIES_MAX, PROPOSALS_MAX, Proposal,
+    Assignment, AssignmentState, Course, INSTANCE_MAX, Leftover, ORDERS_MAX, Order, PARTICIPANTS_MAX, PARTIES_MAX, PROPOSALS_MAX, Proposal,
     ProposalTask, TYPES_BYTES_MAX, TYPES_MAX, Verdict,
 };
 use crate::machine::content::Content;
@@ -74,10 +74,10 @@ pub enum Command {
         /// The job.
         job: JobId,
     },
-    /// Verdicts of expired proposals are not wanted any more. What has not expired stays; [`super::RELEASE_MAX`] at most.
+    /// Verdicts of expired proposals are not wanted any more. What has not expired stays, and what is more than one of [`super::shares`].
     Forget {
-        /// Their jobs.
-        jobs: Vec<JobId>,
+        /// Their jobs, with what the store has of each.
+        jobs: Vec<Leftover>,
     },
     /// A chosen party tells how its task stands.
     Report {
@@ -218,6 +218,13 @@ pub enum Event {
     Forgotten {
         /// The job.
         job: JobId,
+    },
+    /// Nothing is kept of what a party did for a proposal that is forgotten.
+    AssignmentForgotten {
+        /// The job.
+        job: JobId,
+        /// The party.
+        party: PartyId,
     },
     /// A party was drawn for a task.
     Assigned {

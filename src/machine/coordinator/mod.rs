@@ -20,6 +20,7 @@ mod proposals;
 mod tests;
 
 pub use assignments::{Assignment, AssignmentState, Course, Order, Tally};
+pub use forget::{Leftover, shares};
 pub use messages::{Command, Effect, Event, Rejection, Reply};
 pub use parties::{Link, Party};
 pub use proposals::{Participant, Proposal, ProposalTask, State, Verdict, job_of};
@@ -187,7 +188,7 @@ impl Machine for Coordinator {
         match command {
             Command::Propose { job_id, .. } => vec![Key::Proposal(job_id.clone())],
             Command::Fetch { proposal, .. } => job_of(proposal).map(Key::Proposal).into_iter().collect(),
-            Command::Forget { jobs } => jobs.iter().take(RELEASE_MAX).cloned().map(Key::Proposal).collect(),
+            Command::Forget { jobs } => forget::recall(jobs),
             Command::Cancel { job, .. } => vec![Key::Proposal(job.clone()), Key::Course(job.clone())],
             Command::Report { job, party, .. } | Command::Stop { job, party, .. } => vec![Key::Assignment(job.clone(), party.clone())],
             _ => Vec::new(),

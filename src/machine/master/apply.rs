@@ -57,6 +57,7 @@ pub(super) fn ending(record: &Record) -> &'static str {
         Record::Purge(_) => "purge live",
         Record::Announced(_) => "follow ended",
         Record::Report(_) => "report ended",
+        Record::Withdrawal(_) => "withdrawal ended",
         // A peer is history in every state: each counts as often as it is entered.
         Record::Peer(peer) => match peer.state {
             PeerState::Unknown => "peer unknown",
@@ -137,7 +138,14 @@ impl Master {
             | Event::TaskPurged { .. }
             | Event::ProposalPurged { .. }
             | Event::KeyDropped { .. } => self.apply_purge(event, changes),
-            Event::JobAnnounced { .. } | Event::PeerChanged { .. } | Event::ReportOwed { .. } | Event::ReportSent { .. } => {
+            Event::JobAnnounced { .. }
+            | Event::PeerChanged { .. }
+            | Event::AnnouncedPurged { .. }
+            | Event::PeerPurged { .. }
+            | Event::ReportOwed { .. }
+            | Event::ReportSent { .. }
+            | Event::WithdrawalOwed { .. }
+            | Event::WithdrawalSent { .. } => {
                 self.apply_federation(event, changes);
             }
             _ => self.apply_task_event(event, changes),
@@ -154,6 +162,23 @@ impl Master {
                 let (job, party) = (peer.job.clone(), peer.party.clone());
                 self.peers.insert((job.clone(), party.clone()), (**peer).clone());
                 changes.keys.insert(Key::Peer(job, party));
+            }
+            Event::AnnouncedPurged { job } => {
+                self.announced.remove(job);
+                changes.keys.insert(Key::Announced(job.clone()));
+            }
+            Event::PeerPurged { job, party } => {
+                let peer = (job.clone(), party.clone());
+                self.peers.remove(&peer);
+                changes.keys.insert(Key::Peer(peer.0, peer.1));
+            }
+            Event::WithdrawalOwed { job, withdrawal } => {
+                self.withdrawals.insert(job.clone(), (**withdrawal).clone());
+                changes.keys.insert(Key::Withdrawal(job.clone()));
+            }
+            Event::WithdrawalSent { job } => {
+                self.withdrawals.remove(job);
+                changes.keys.insert(Key::Withdrawal(job.clone()));
             }
             Event::ReportOwed { proposal, report } => {
                 let number = changes.seq;

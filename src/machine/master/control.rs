@@ -135,6 +135,7 @@ impl Master {
         self.open_job(id, ctx.0)?;
         let (input, out) = ctx;
         let reason = clip(one_line(reason), REASON_MAX);
+        let unwanted = if reason.is_empty() { "the job was cancelled" } else { &reason }.to_owned();
         let told = if reason.is_empty() {
             "the job was cancelled".to_owned()
         } else {
@@ -150,6 +151,7 @@ impl Master {
         );
         self.give_up(id, out);
         self.stop_tasks(id, &clip(told, REASON_MAX), (input, out));
+        self.withdraw(id, unwanted, out);
         self.close(id, out);
         Ok(Reply::Done)
     }
@@ -238,7 +240,9 @@ impl Master {
             }
         }
         let failure = Failure::because(format!("the deadline passed while the job was {}", job.state.name()));
+        let unwanted = failure.reason.clone();
         self.fail_for_good(id, failure, (input, out));
+        self.withdraw(id, unwanted, out);
         Ok(Reply::Done)
     }
 

@@ -3,12 +3,13 @@
 //! Called by the machine's `decide`; the news come from a coordinator of ours. A FedVision 0.1 coordinator tells nothing, and then nothing is
 //! guessed. Must never let the news change how the job itself ends: they are only shown, and may come long after it.
 
-use super::records::{JobState, Origin, ParticipationState, Task, TaskState};
+use super::records::{Job, JobState, Origin, ParticipationState, Task, TaskState};
 use super::{Ctx, Effect, Event, Key, Master, Record, Rejection, Reply};
-use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
+use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::{End, REASON_MAX, clip, one_line};
 use crate::machine::{Input, Out};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -29,7 +30,7 @@ pub struct Announced {
     pub asked: u32,
     /// Parties that accepted.
     pub accepted: u32,
-    /// Parties with a task: each has a [`Peer`].
+    /// Parties with a task, as many as have a [`Peer`]: [`PEERS_MAX`] at most.
     pub chosen: u32,
     /// The coordinator's number of the last news: it need not come again.
     pub revision: u64,
@@ -120,6 +121,15 @@ pub struct Report {
     pub number: u64,
 }
 
+/// The coordinator is still to be told that a job is no longer wanted. Live until it is, then gone; a purge of the job leaves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawal {
+    /// The job's type.
+    pub job_type: TypeName,
+    /// Why, at most [`REASON_MAX`] bytes.
+    pub reason: String,
+}
+
 /// News of a job from a coordinator of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
@@ -179,23 +189,22 @@ impl Master {
             return Err(Rejection::Late(format!("the proposal of job {job}")));
         };
         let Some(announced) = news.announced else {
-            // It is still on its way, or never will be; who has been told something cannot be told more.
-            if self
-                .jobs
-                .get(&job)
-                .is_some_and(|job| matches!(job.state, JobState::Proposing { .. }))
-            {
+            // It is still on its way, as its withdrawal may be, or never will be; who has been told something cannot be told more.
+            let proposing = |job: &Job| matches!(job.state, JobState::Proposing { .. });
+            if self.withdrawals.contains_key(&job) || self.jobs.get(&job).is_some_and(proposing) {
                 return Ok(Reply::Known);
             }
             self.stop_following(&job, out);
             return Ok(Reply::Done);
         };
-        let announced = Announced {
-            reason: clip(one_line(&announced.reason), REASON_MAX),
-            ..announced
-        };
+        let mut chosen = known.chosen;
         for (party, task, state, reason) in news.chosen.into_iter().take(PEERS_MAX) {
             let before = self.peer(&job, &party, input);
+            match before {
+                None if chosen as usize >= PEERS_MAX => continue,
+                None => chosen += 1,
+                Some(_) => {}
+            }
             let reason = clip(one_line(&reason), REASON_MAX);
             let same = |before: &Peer| before.task == task && before.state == state && before.reason == reason;
             if before.is_some_and(|before| same(before) || matches!(before.state, PeerState::Ended(_))) {
@@ -211,12 +220,37 @@ impl Master {
             };
             out.emit(self, Event::PeerChanged { peer: Box::new(peer) });
         }
+        let announced = Announced {
+            reason: clip(one_line(&announced.reason), REASON_MAX),
+            chosen,
+            ..announced
+        };
         if announced == known {
             return Ok(Reply::Known);
         }
         let announced = Box::new(announced);
         out.emit(self, Event::JobAnnounced { job, announced });
         Ok(Reply::Done)
+    }
+
+    /// Remove what is known of an ended job's proposal; false, and nothing is removed, when there are parties that are not among these: news came
+    /// since they were looked up.
+    pub(super) fn purge_announced(&mut self, job: &JobId, parties: Vec<PartyId>, (input, out): Ctx<'_>) -> bool {
+        let known: BTreeSet<PartyId> = parties.into_iter().filter(|party| self.peer(job, party, input).is_some()).collect();
+        let announced = self.announced.get(job).or(match input.recalled(&Key::Announced(job.clone())) {
+            Some(Record::Announced(announced)) => Some(announced),
+            _ => None,
+        });
+        if let Some(announced) = announced {
+            if announced.chosen as usize > known.len() {
+                return false;
+            }
+            out.emit(self, Event::AnnouncedPurged { job: job.clone() });
+        }
+        for party in known {
+            out.emit(self, Event::PeerPurged { job: job.clone(), party });
+        }
+        true
     }
 
     fn peer<'a>(&'a self, job: &JobId, party: &PartyId, input: &'a Input<Key, Record>) -> Option<&'a Peer> {
@@ -272,6 +306,35 @@ impl Master {
             }
             _ => Err(Rejection::Late(format!("the report on proposal {proposal}"))),
         }
+    }
+
+    /// The other parties are to stop what they have of a job that has just ended, if it was proposed and they may still have something.
+    pub(super) fn withdraw(&mut self, id: &JobId, reason: String, out: &mut Out<Master>) {
+        let may_run = self.announced.get(id).is_some_and(|known| !known.over);
+        let Some(job) = self.jobs.get(id).filter(|_| may_run) else { return };
+        let withdrawal = Box::new(Withdrawal {
+            job_type: job.spec.job_type.clone(),
+            reason,
+        });
+        out.emit(
+            self,
+            Event::WithdrawalOwed {
+                job: id.clone(),
+                withdrawal,
+            },
+        );
+        out.effect(Effect::Withdraw { job: id.clone() });
+    }
+
+    /// The coordinator has been told, or never will be.
+    pub(super) fn withdrawn(&mut self, job: JobId, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
+        if !self.withdrawals.contains_key(&job) {
+            return Err(Rejection::Late(format!("the withdrawal of job {job}")));
+        }
+        out.emit(self, Event::WithdrawalSent { job: job.clone() });
+        // What has become of it; a coordinator that tells nothing is asked no more.
+        self.ask_for_news(&job, 0, out);
+        Ok(Reply::Done)
     }
 
     /// The initiator does not want a task any more. Whatever became of it, the coordinator is told an end: that is what it waits for.
@@ -351,6 +414,7 @@ impl Master {
                 after: known.revision,
             });
         let reports = self.reports.keys().filter_map(|proposal| self.effect_of_report(proposal));
-        follows.chain(reports)
+        let withdrawals = self.withdrawals.keys().map(|job| Effect::Withdraw { job: job.clone() });
+        follows.chain(reports).chain(withdrawals)
     }
 }

@@ -114,9 +114,14 @@ fn effects(master: &Master) -> Result<(), String> {
     let owed = resumed.iter().filter(|effect| matches!(effect, Effect::Report { .. })).count();
     let followed = resumed.iter().filter(|effect| matches!(effect, Effect::Follow { .. })).count();
     let open = master.announced.values().filter(|announced| !announced.over).count();
+    let withdrawn = resumed.iter().filter(|effect| matches!(effect, Effect::Withdraw { .. })).count();
+    let waiting = master.withdrawals.len();
+    ensure(withdrawn == waiting, || {
+        format!("M14 {waiting} withdrawals wait, {withdrawn} are resumed")
+    })?;
     ensure(owed == master.reports.len() && followed == open, || {
         format!(
-            "M10 {} reports and {open} jobs wait, {owed} and {followed} are resumed",
+            "M13 {} reports and {open} jobs wait, {owed} and {followed} are resumed",
             master.reports.len()
         )
     })?;

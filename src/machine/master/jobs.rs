@@ -296,6 +296,7 @@ impl Command {
             | Command::DeadlinePassed { job }
             | Command::Purge { job, .. }
             | Command::Forgotten { job }
+            | Command::Withdrawn { job }
             | Command::News { job, .. } => Some(job),
             Command::Submitted { key, .. } | Command::TaskEnded { key, .. } | Command::StopOrdered { key, .. } => Some(&key.job),
             Command::Submit { .. }

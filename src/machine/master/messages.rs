@@ -3,11 +3,11 @@
 //! Plain data, made and read by `decide`, `apply` and the doors; the events are stored. Holds no rules.
 
 use super::JOBS_MAX;
-use super::federation::{Announced, News, Peer, Report};
+use super::federation::{Announced, News, Peer, Report, Withdrawal};
 use super::records::{Failure, Lease};
 use super::spec::{KeyHash, Provenance, Spec};
 use crate::machine::content::{Content, PayloadRef};
-use crate::machine::ids::{JobId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
+use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::Outcome;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,8 @@ pub enum Command {
         job: JobId,
         /// All its tasks, as the store has them.
         tasks: Vec<TaskKey>,
+        /// All parties that were chosen for it, as the store has them.
+        parties: Vec<PartyId>,
     },
     /// What a purged job left elsewhere is gone.
     Forgotten {
@@ -177,6 +179,11 @@ pub enum Command {
         proposal: ProposalId,
         /// The number of the report.
         number: u64,
+    },
+    /// The coordinator knows that a job is no longer wanted, or will never hear it.
+    Withdrawn {
+        /// Which.
+        job: JobId,
     },
     /// The coordinator says that a task is no longer wanted by its initiator.
     StopOrdered {
@@ -354,10 +361,18 @@ pub enum Event {
     JobAnnounced { job: JobId, announced: Box<Announced> },
     /// How a chosen party stands.
     PeerChanged { peer: Box<Peer> },
+    /// What was known of a purged job's proposal is removed.
+    AnnouncedPurged { job: JobId },
+    /// So is a party that was chosen for it.
+    PeerPurged { job: JobId, party: PartyId },
     /// The coordinator is to be told of a task.
     ReportOwed { proposal: ProposalId, report: Box<Report> },
     /// It was told, or will never take it.
     ReportSent { proposal: ProposalId },
+    /// The coordinator is to be told that a job is no longer wanted.
+    WithdrawalOwed { job: JobId, withdrawal: Box<Withdrawal> },
+    /// It was told, or will never take it.
+    WithdrawalSent { job: JobId },
 }
 
 /// What is to be done.
@@ -398,6 +413,8 @@ pub enum Effect {
     Follow { job: JobId, after: u64 },
     /// Tell the coordinator how a task stands.
     Report { proposal: ProposalId, number: u64 },
+    /// Tell the coordinator that a job is no longer wanted.
+    Withdraw { job: JobId },
 }
 
 /// The answer to an accepted command.

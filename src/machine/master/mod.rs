@@ -24,7 +24,7 @@ pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, 
 use super::content::{Content, PayloadRef};
 use super::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp};
 use super::{Changes, Input, Machine, Out, Seq, join_key, split_key};
-use federation::{Announced, Peer, Report};
+use federation::{Announced, Peer, Report, Withdrawal};
 use records::{Job, Participation, ParticipationState, Purge, Submission, Task, TaskState};
 use rule::ProposalAcceptRule;
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,8 @@ pub enum Key {
     Peer(JobId, PartyId),
     /// What the coordinator is to be told of a proposal's task.
     Report(ProposalId),
+    /// That the coordinator is to be told that a job is no longer wanted.
+    Withdrawal(JobId),
 }
 
 /// A stored record.
@@ -97,6 +99,8 @@ pub enum Record {
     Peer(Peer),
     /// A report.
     Report(Report),
+    /// A withdrawal.
+    Withdrawal(Withdrawal),
 }
 
 /// The machine's state: everything live, and the counters.
@@ -114,6 +118,7 @@ pub struct Master {
     /// Only those of the commit under way.
     peers: BTreeMap<(JobId, PartyId), Peer>,
     reports: BTreeMap<ProposalId, Report>,
+    withdrawals: BTreeMap<JobId, Withdrawal>,
     /// Derived: fetches and won tasks under way.
     under_way: u32,
 }
@@ -137,6 +142,7 @@ impl Master {
             announced: BTreeMap::new(),
             peers: BTreeMap::new(),
             reports: BTreeMap::new(),
+            withdrawals: BTreeMap::new(),
             under_way: 0,
         }
     }
@@ -180,9 +186,12 @@ impl Machine for Master {
                 [Key::Job(job.clone())].into_iter().chain(submission).collect()
             }
             Command::Cancel { job, .. } | Command::Hold { job } | Command::Release { job } => vec![Key::Job(job.clone())],
-            Command::Purge { job, tasks } => {
+            Command::Purge { job, tasks, parties } => {
                 let tasks = tasks.iter().take(purge::PURGE_TASKS_MAX).cloned().map(Key::Task);
-                [Key::Job(job.clone())].into_iter().chain(tasks).collect()
+                let parties = parties.iter().take(federation::PEERS_MAX);
+                let peers = parties.map(|party| Key::Peer(job.clone(), party.clone()));
+                let own = [Key::Job(job.clone()), Key::Announced(job.clone())];
+                own.into_iter().chain(tasks).chain(peers).collect()
             }
             Command::PurgeProposals { proposals } => {
                 let of = |(proposal, task): &(ProposalId, Option<TaskKey>)| {
@@ -230,7 +239,7 @@ impl Machine for Master {
             Command::Release { job } => self.release(&job, ctx),
             Command::Wake { job, step } => self.wake(&job, step, ctx),
             Command::DeadlinePassed { job } => self.deadline_passed(&job, ctx),
-            Command::Purge { job, tasks } => self.purge(&job, tasks, ctx),
+            Command::Purge { job, tasks, parties } => self.purge(&job, (tasks, parties), ctx),
             Command::Forgotten { job } => self.forgotten(&job, ctx),
             Command::PurgeProposals { proposals } => Ok(self.purge_proposals(proposals, ctx)),
             Command::SweepTombstones { keys, before } => Ok(self.sweep_tombstones(keys, before, ctx)),
@@ -246,6 +255,7 @@ impl Machine for Master {
             Command::TaskEnded { key, outcome } => self.task_ended(key, outcome, ctx),
             Command::News { job, news } => self.news(job, news, ctx),
             Command::Reported { proposal, number } => self.reported(proposal, number, ctx),
+            Command::Withdrawn { job } => self.withdrawn(job, ctx),
             Command::StopOrdered { proposal, key, reason } => self.stop_ordered(proposal, key, &reason, ctx),
         }
     }
@@ -260,7 +270,9 @@ impl Machine for Master {
 
     fn last_event(&self, key: &Key) -> Option<Seq> {
         match key {
-            Key::Counter | Key::Submission(_) | Key::Purge(_) | Key::Announced(_) | Key::Peer(..) | Key::Report(_) => None,
+            Key::Counter | Key::Submission(_) | Key::Purge(_) | Key::Announced(_) | Key::Peer(..) | Key::Report(_) | Key::Withdrawal(_) => {
+                None
+            }
             Key::Job(id) => self.jobs.get(id).map(|job| job.last_event),
             Key::Task(key) => self.tasks.get(key).map(|task| task.last_event),
             Key::Participation(id) => self.participations.get(id).map(|participation| participation.last_event),
@@ -278,6 +290,7 @@ impl Machine for Master {
             Key::Announced(job) => self.announced.get(job).cloned().map(Record::Announced),
             Key::Peer(job, party) => self.peers.get(&(job.clone(), party.clone())).cloned().map(Record::Peer),
             Key::Report(proposal) => self.reports.get(proposal).cloned().map(Record::Report),
+            Key::Withdrawal(job) => self.withdrawals.get(job).cloned().map(Record::Withdrawal),
         }
     }
 
@@ -289,7 +302,7 @@ impl Machine for Master {
             Record::Participation(participation) => participation.state == ParticipationState::Offered,
             Record::Submission(_) | Record::Peer(_) => false,
             Record::Announced(announced) => !announced.over,
-            Record::Purge(_) | Record::Report(_) => true,
+            Record::Purge(_) | Record::Report(_) | Record::Withdrawal(_) => true,
         }
     }
 
@@ -301,7 +314,8 @@ impl Machine for Master {
             | Record::Purge(_)
             | Record::Announced(_)
             | Record::Peer(_)
-            | Record::Report(_) => Vec::new(),
+            | Record::Report(_)
+            | Record::Withdrawal(_) => Vec::new(),
             Record::Job(job) => [Some(&job.spec.config), job.spec.algorithm_config.as_ref(), job.proposal.as_ref()]
                 .into_iter()
                 .flatten()
@@ -333,6 +347,11 @@ impl Machine for Master {
                     self.announced.insert(job.clone(), announced);
                 }
             }
+            Record::Withdrawal(withdrawal) => {
+                if let Key::Withdrawal(job) = key {
+                    self.withdrawals.insert(job.clone(), withdrawal);
+                }
+            }
             Record::Peer(peer) => drop(self.peers.insert((peer.job.clone(), peer.party.clone()), peer)),
             Record::Report(report) => {
                 if let Key::Report(proposal) = key {
@@ -359,6 +378,7 @@ impl Machine for Master {
             Key::Announced(job) => drop(self.announced.remove(job)),
             Key::Peer(job, party) => drop(self.peers.remove(&(job.clone(), party.clone()))),
             Key::Report(proposal) => drop(self.reports.remove(proposal)),
+            Key::Withdrawal(job) => drop(self.withdrawals.remove(job)),
         }
     }
 
@@ -389,6 +409,7 @@ impl Machine for Master {
             Key::Announced(job) => join_key(b'a', &[job.as_str()]),
             Key::Peer(job, party) => join_key(PEER, &[job.as_str(), party.as_str()]),
             Key::Report(proposal) => join_key(b'r', &[proposal.as_str()]),
+            Key::Withdrawal(job) => join_key(b'w', &[job.as_str()]),
         }
     }
 
@@ -404,6 +425,7 @@ impl Machine for Master {
             (b'a', [job]) => JobId::parse(*job).ok().map(Key::Announced),
             (PEER, [job, party]) => Some(Key::Peer(JobId::parse(*job).ok()?, PartyId::parse(*party).ok()?)),
             (b'r', [proposal]) => ProposalId::parse(*proposal).ok().map(Key::Report),
+            (b'w', [job]) => JobId::parse(*job).ok().map(Key::Withdrawal),
             _ => None,
         }
     }
@@ -423,6 +445,7 @@ impl Machine for Master {
         }
         counts.insert("job followed", self.announced.len() as u64);
         counts.insert("report owed", self.reports.len() as u64);
+        counts.insert("withdrawal owed", self.withdrawals.len() as u64);
         counts.into_iter().collect()
     }
 

@@ -30,6 +30,7 @@ named!(
     TaskEnded = "task_ended",
     News = "news",
     Reported = "reported",
+    Withdrawn = "withdrawn",
     StopOrdered = "stop_ordered",
 );
 
@@ -49,4 +50,5 @@ named!(
     Forget = "forget",
     Follow = "follow",
     Report = "report",
+    Withdraw = "withdraw",
 );

@@ -7,7 +7,7 @@ use super::records::{Job, ParticipationState, TaskState};
 use super::spec::KeyHash;
 use super::{Ctx, Effect, Event, Key, Master, Record, Rejection, Reply};
 use crate::machine::content::Content;
-use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp};
+use crate::machine::ids::{JobId, PartyId, ProposalId, TaskKey, Timestamp};
 
 /// Tasks that one purge takes with the job: all that a job can have.
 pub const PURGE_TASKS_MAX: usize = super::jobs::LOCAL_TASKS_MAX + 1;
@@ -15,8 +15,13 @@ pub const PURGE_TASKS_MAX: usize = super::jobs::LOCAL_TASKS_MAX + 1;
 pub const SWEEP_MAX: usize = 64;
 
 impl Master {
-    /// Remove an ended job with all its tasks.
-    pub(super) fn purge(&mut self, id: &JobId, tasks: Vec<TaskKey>, (input, out): Ctx<'_>) -> Result<Reply, Rejection> {
+    /// Remove an ended job with all its tasks, and what is known of the parties that were chosen for it.
+    pub(super) fn purge(
+        &mut self,
+        id: &JobId,
+        (tasks, parties): (Vec<TaskKey>, Vec<PartyId>),
+        (input, out): Ctx<'_>,
+    ) -> Result<Reply, Rejection> {
         let job = match (self.jobs.get(id), input.recalled(&Key::Job(id.clone()))) {
             (Some(job), _) | (None, Some(Record::Job(job))) => job,
             _ => return Err(Rejection::NotFound(id.clone())),
@@ -33,7 +38,11 @@ impl Master {
                 "a job has at most {PURGE_TASKS_MAX} tasks, all of its own"
             )));
         }
+        let state = job.state.name();
         let (number, key, payloads, at) = (job.number, job.provenance.key, payloads_of(job), input.now);
+        if !self.purge_announced(id, parties, (input, out)) {
+            return Err(Rejection::NotEnded { job: id.clone(), state });
+        }
         for key in tasks {
             if self.tasks.contains_key(&key) || input.recalled(&Key::Task(key.clone())).is_some() {
                 out.emit(self, Event::TaskPurged { key });

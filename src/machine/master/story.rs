@@ -67,7 +67,14 @@ impl Event {
             | Event::TaskCancelling { key, .. }
             | Event::TaskEnded { key, .. } => Some(Key::Task(key.clone())),
             // They are about other parties, and may come when the job's record is history.
-            Event::JobAnnounced { .. } | Event::PeerChanged { .. } | Event::ReportOwed { .. } | Event::ReportSent { .. } => None,
+            Event::JobAnnounced { .. }
+            | Event::PeerChanged { .. }
+            | Event::AnnouncedPurged { .. }
+            | Event::PeerPurged { .. }
+            | Event::ReportOwed { .. }
+            | Event::ReportSent { .. }
+            | Event::WithdrawalOwed { .. }
+            | Event::WithdrawalSent { .. } => None,
             Event::ProposalWon { proposal, .. } | Event::ProposalMissed { proposal, .. } => Some(Key::Participation(proposal.clone())),
         }
     }

@@ -18,7 +18,7 @@ pub(super) struct World {
     events: Vec<Event>,
     payloads: HashMap<PayloadRef, i64>,
     pub(super) pending: Vec<Effect>,
-    now: u64,
+    pub(super) now: u64,
     propose_again: bool,
 }
 
@@ -122,6 +122,14 @@ impl World {
         );
     }
 
+    pub(super) fn parties_of(&self, job: &JobId) -> Vec<PartyId> {
+        let parties = self.ended.keys().filter_map(|key| match key {
+            Key::Peer(of, party) if of == job => Some(party.clone()),
+            _ => None,
+        });
+        parties.collect()
+    }
+
     /// What a user does to one of the jobs there ever were.
     fn user(&self, i: u8, how: u8) -> Command {
         let known = |record: &Record| match record {
@@ -149,14 +157,24 @@ impl World {
             },
             _ => Command::Purge {
                 tasks: tasks.collect(),
+                parties: self.parties_of(&job),
                 job,
             },
         }
     }
 
     pub(super) fn submit(&mut self, plan: Plan) -> JobId {
+        self.submitted(spec(plan))
+    }
+
+    pub(super) fn submit_until(&mut self, plan: Plan, deadline: Timestamp) -> JobId {
+        let deadline = Some(deadline);
+        self.submitted(Spec { deadline, ..spec(plan) })
+    }
+
+    fn submitted(&mut self, spec: Spec) -> JobId {
         let command = Command::Submit {
-            spec: spec(plan),
+            spec,
             provenance: Provenance::unknown(),
             fingerprint: [0; 32],
         };
@@ -704,6 +722,7 @@ fn outcome_of(effect: &Effect, how: u8) -> Command {
             news: federation::tests::news(how),
         },
         Effect::Report { proposal, number } => Command::Reported { proposal, number },
+        Effect::Withdraw { job } => Command::Withdrawn { job },
     }
 }
 

@@ -89,6 +89,10 @@ pub(super) fn job_of(event: &Event) -> Option<&JobId> {
         | Event::JobAnnounced { .. }
         | Event::PeerChanged { .. }
         | Event::ReportOwed { .. }
-        | Event::ReportSent { .. } => None,
+        | Event::ReportSent { .. }
+        | Event::AnnouncedPurged { .. }
+        | Event::PeerPurged { .. }
+        | Event::WithdrawalOwed { .. }
+        | Event::WithdrawalSent { .. } => None,
     }
 }

@@ -3,8 +3,12 @@
 use super::front::{self, Seen};
 use super::{Process, lock};
 use fedbroker::wire::connect::MESSAGE_MAX;
+use fedbroker::wire::fedbroker::v1::federation_server::{Federation, FederationServer};
 use fedbroker::wire::fedbroker::v1::peer_server::{Peer, PeerServer};
-use fedbroker::wire::fedbroker::v1::{HelloReply, HelloRequest};
+use fedbroker::wire::fedbroker::v1::{
+    CancelJobReply, CancelJobRequest, FollowRequest, HelloReply, HelloRequest, JobNews, Order, OrdersRequest, ReportTaskReply,
+    ReportTaskRequest,
+};
 use fedbroker::wire::fedvision::framework::Task;
 use fedbroker::wire::fedvision::framework::coordinator::coordinator_server::{Coordinator, CoordinatorServer};
 use fedbroker::wire::fedvision::framework::coordinator::{fetch_task, leave, proposal, subscribe};
@@ -17,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How often a stream looks whether its party has left.
 const LOOK: Duration = Duration::from_millis(500);
@@ -26,10 +30,19 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     Hello,
-    Subscribe { party: String, types: Vec<String>, metadata: bool },
+    Subscribe {
+        party: String,
+        types: Vec<String>,
+        metadata: bool,
+    },
     Leave(String),
     Proposal(String),
-    Fetch { party: String, proposal: String },
+    Fetch {
+        party: String,
+        proposal: String,
+    },
+    /// Of a service of ours that it does not have.
+    Federation(&'static str),
 }
 
 /// The running coordinator.
@@ -100,8 +113,10 @@ impl OldCoordinator {
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         process.spawn(async move {
-            // 0.1 has no such service; this one gives the answer of a server that has none, and counts.
-            let router = Server::builder().add_service(coordinator).add_service(PeerServer::new(service));
+            // 0.1 has no such services; these give the answer of a server that has none, and count.
+            let ours = FederationServer::new(service.clone());
+            let router = Server::builder().add_service(coordinator).add_service(ours);
+            let router = router.add_service(PeerServer::new(service));
             router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
         let (address, wire) = front::start(&process, address, inner).await;
@@ -385,5 +400,34 @@ impl Peer for Service {
         self.note(Call::Hello);
         let code = (*lock(&self.0.hello)).unwrap_or(Code::Unimplemented);
         Err(Status::new(code, "Method not found!"))
+    }
+}
+
+impl Service {
+    fn has_none<T>(&self, call: &'static str) -> Result<T, Status> {
+        self.note(Call::Federation(call));
+        Err(Status::unimplemented(""))
+    }
+}
+
+#[tonic::async_trait]
+impl Federation for Service {
+    type FollowJobsStream = BoxStream<'static, Result<JobNews, Status>>;
+    type OrdersStream = BoxStream<'static, Result<Order, Status>>;
+
+    async fn report_task(&self, _: Request<ReportTaskRequest>) -> Result<Response<ReportTaskReply>, Status> {
+        self.has_none("ReportTask")
+    }
+
+    async fn follow_jobs(&self, _: Request<Streaming<FollowRequest>>) -> Result<Response<Self::FollowJobsStream>, Status> {
+        self.has_none("FollowJobs")
+    }
+
+    async fn cancel_job(&self, _: Request<CancelJobRequest>) -> Result<Response<CancelJobReply>, Status> {
+        self.has_none("CancelJob")
+    }
+
+    async fn orders(&self, _: Request<OrdersRequest>) -> Result<Response<Self::OrdersStream>, Status> {
+        self.has_none("Orders")
     }
 }

@@ -28,6 +28,8 @@ pub enum Scenario {
     Legacy,
     /// A won task whose initiator cancels: in `unwanted`.
     Ordered,
+    /// A job that is cancelled while other parties have its tasks: in `unwanted`.
+    Withdrawn,
     /// A user cancels a job: this and all below in `control`.
     Cancelled,
     /// A user holds a job back.
@@ -49,13 +51,15 @@ pub enum Scenario {
 /// The scenario of each point.
 pub fn scenario(point: &str) -> Scenario {
     use Scenario::{
-        Cancelled, Failing, Held, Large, Legacy, Local, Old, Ordered, Proposed, Purged, Released, RunAgain, TooLate, Waiting, Woken,
+        Cancelled, Failing, Held, Large, Legacy, Local, Old, Ordered, Proposed, Purged, Released, RunAgain, TooLate, Waiting, Withdrawn,
+        Woken,
     };
     let name = point.rsplit_once('.').unwrap().0;
     match (name, point) {
         (_, "master.fetch.leaving" | "master.propose.leaving" | "master.follow.leaving" | "master.report.leaving") => Proposed,
         ("master.news" | "master.reported", _) => Proposed,
         ("master.stop_ordered", _) => Ordered,
+        ("master.withdraw" | "master.withdrawn", _) => Withdrawn,
         (_, "master.cancel.leaving") => Failing,
         ("master.verdict" | "master.offered" | "master.fetched", _) => Proposed,
         ("master.legacy_proposal", _) => Legacy,

@@ -104,22 +104,70 @@ async fn of_a_coordinator_with_old_verdicts() {
                 owner: None,
             });
         }
+        commands.extend(long_cancelled());
         past::make(&data, "coordinator", of_coordinator::machine(), LONG_AGO, commands).await;
         let args = ["coordinator", "--port", "0", "--data-dir", data.to_str().unwrap()];
         let mut role = Role::new("coordinator", dir.path(), &args);
         killed_once(&mut role, &point).await;
         let still = |history: &History<Coordinator>| {
-            let proposals = history.records.keys().filter(|key| matches!(key, coordinator::Key::Proposal(_)));
-            proposals.map(|key| format!("{key:?}")).collect()
+            let stays = |key: &&coordinator::Key| matches!(key, coordinator::Key::Counters | coordinator::Key::Party(_));
+            let goes = history.records.keys().filter(|key| !stays(key));
+            goes.map(|key| format!("{key:?}")).collect()
         };
         let left = at_rest(&mut role, &data, "coordinator", still).await;
         let forgotten = left
             .events
             .iter()
             .filter(|event| matches!(event, coordinator::Event::Forgotten { .. }));
-        assert_eq!(forgotten.count(), MANY, "after {point}: each once");
+        assert_eq!(forgotten.count(), MANY + 1, "after {point}: each once");
         left.check_replay("coordinator", of_coordinator::machine());
     }
+}
+
+/// A proposal with three parties that was cancelled; the last never heard of it.
+fn long_cancelled() -> Vec<coordinator::Command> {
+    use coordinator::Command;
+    let (job, job_type) = (JobId::parse("late").unwrap(), TypeName::parse("dummy").unwrap());
+    let party = |n: u64| PartyId::parse(format!("p{n}")).unwrap();
+    let (instance, reason) = (|n: u64| format!("of {n}"), "not needed".to_owned());
+    let mut commands: Vec<Command> = (0..3)
+        .map(|n| Command::Subscribe {
+            party: party(n),
+            session: n + 1,
+            job_types: vec![job_type.clone()],
+            instance: Some(instance(n)),
+        })
+        .collect();
+    let task = |n: u64| (TaskId::parse(format!("t{n}")).unwrap(), Content::Inline(vec![1; 100]));
+    commands.push(Command::Propose {
+        job_id: job.clone(),
+        job_type: job_type.clone(),
+        tasks: (0..3).map(task).collect(),
+        wait_s: 60,
+        min: 3,
+        max: 3,
+        fingerprint: [1; 32],
+        owner: Some("me".to_owned()),
+    });
+    let proposal = ProposalId::parse(format!("late-coo_{}", MANY + 1)).unwrap();
+    commands.extend((0..3).map(|n| Command::Fetch {
+        party: party(n),
+        proposal: proposal.clone(),
+    }));
+    commands.push(Command::Close { job: job.clone() });
+    commands.push(Command::Cancel {
+        job: job.clone(),
+        job_type,
+        owner: "me".to_owned(),
+        reason: reason.clone(),
+    });
+    commands.push(Command::Stop {
+        job: job.clone(),
+        party: party(2),
+        reason,
+    });
+    commands.push(Command::Expire { job });
+    commands
 }
 
 /// What a master did long ago: proposals that it lost, and jobs that were cancelled and purged, with a key each.
@@ -158,8 +206,13 @@ fn old_history() -> Vec<master::Command> {
         });
         let reason = String::new();
         commands.push(master::Command::Cancel { job: job.clone(), reason });
-        let tasks = Vec::new();
-        commands.push(master::Command::Purge { job: job.clone(), tasks });
+        let (tasks, parties) = (Vec::new(), Vec::new());
+        let purged = job.clone();
+        commands.push(master::Command::Purge {
+            job: purged,
+            tasks,
+            parties,
+        });
         commands.push(master::Command::Forgotten { job });
     }
     commands
@@ -179,7 +232,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn rules() -> master::Rules {
+pub fn rules() -> master::Rules {
     master::Rules {
         party: PartyId::parse("p1").unwrap(),
         accept: ProposalAcceptRule::default(),

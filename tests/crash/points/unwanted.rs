@@ -1,13 +1,14 @@
-//! A job that is cancelled while a party has its task: the coordinator killed on the way of the cancellation, then the master that is ordered to stop.
-//! The test is the initiator; against the coordinator it is the party as well.
+//! A job that is cancelled while a party has its task: the coordinator killed on the way of the cancellation, then the master that is ordered to stop,
+//! where the test is the initiator, and against the coordinator the party as well; then the initiator's own master.
 
 use super::coordinator::{self as rules, Lonely, machine, soon};
 use super::paper::row_of;
+use super::retention::rules as rules_of_master;
 use super::{at_rest, died, dies_again, master, open_of_master, skipped, start_again, start_doomed};
 use crate::support::{DEADLINE, Federation};
 use fedbroker::machine::coordinator::{AssignmentState, Coordinator, Key, Record, Verdict};
 use fedbroker::machine::ids::{JobId, PartyId};
-use fedbroker::machine::master::{self as party_master, records::TaskState as AtMaster};
+use fedbroker::machine::master::{self as party_master, Event, records::TaskState as AtMaster};
 use fedbroker::machine::outcome::End;
 use fedbroker::wire::connect::channel;
 use fedbroker::wire::fedbroker::v1::federation_client::FederationClient;
@@ -20,6 +21,7 @@ use fedbroker::wire::fedvision::framework::coordinator::coordinator_client::Coor
 use fedbroker::wire::fedvision::framework::coordinator::{fetch_task, proposal};
 use fedbroker::wire::metadata;
 use prost::Message;
+use serde_json::{Value, json};
 use std::time::Instant;
 use tonic::{Request, Status};
 
@@ -215,4 +217,51 @@ async fn of_a_master_that_is_ordered_to_stop() {
     }
     let log = federation.parties[0].worker.log();
     assert_eq!(log.matches("task started task=me-").count(), jobs.len(), "each ran once\n{log}");
+}
+
+/// The cancellation was answered, or is known to be durable: it comes to the other parties however often the initiator dies on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_master_whose_job_others_have() {
+    if skipped() {
+        return;
+    }
+    let mut federation = Federation::start(2).await;
+    let client = federation.client(0);
+    let config = json!({ "worker_num": 2, "proposal_wait_time": 1, "sleep_ms": 600_000 });
+    let mut jobs = Vec::new();
+    for (point, _) in master::points(&[master::Scenario::Withdrawn]) {
+        let job = client.submit("dummy", &config).await;
+        let path = format!("/api/v1/jobs/{job}");
+        let all = |job: &Value, state: &str| {
+            let parties = job["parties"].as_array().into_iter().flatten();
+            parties.filter(|party| party["state"] == state).count() == 2
+        };
+        client.until(&path, |job| all(job, "running")).await;
+        federation.parties[0].master.kill().await;
+        assert!(
+            start_doomed(&mut federation.parties[0].master, &point).await,
+            "{point} is passed with a job only"
+        );
+        let body = json!({ "reason": "not needed" });
+        // An effect leaves after the answer; whether that gets out is not known.
+        drop(client.post(&format!("{path}:cancel"), &body).await);
+        died(&mut federation.parties[0].master).await;
+        if point.ends_with(".leaving") {
+            dies_again(&mut federation.parties[0].master).await;
+        }
+        start_again(&mut federation.parties[0].master).await;
+        let told = client.until(&path, |job| all(job, "cancelled")).await;
+        assert_eq!(told["state"], "cancelled", "after {point}, {}: {told}", row_of(&point));
+        assert_eq!(told["proposal"]["status"], "cancelled", "after {point}: {told}");
+        jobs.push(job);
+    }
+    let dir = federation.dir.path().join("p1-master");
+    let left = at_rest(&mut federation.parties[0].master, &dir, "master", open_of_master).await;
+    for job in &jobs {
+        let owed = |event: &&Event| matches!(event, Event::WithdrawalOwed { job: of, .. } if of.as_str() == job);
+        let sent = |event: &&Event| matches!(event, Event::WithdrawalSent { job: of } if of.as_str() == job);
+        let times = (left.events.iter().filter(owed).count(), left.events.iter().filter(sent).count());
+        assert_eq!(times, (1, 1), "{job}: each once");
+    }
+    left.check_replay("master", party_master::Master::new(rules_of_master()));
 }

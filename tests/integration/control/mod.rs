@@ -4,6 +4,7 @@ mod cancel;
 mod purge;
 mod size;
 mod times;
+mod unwanted;
 
 use crate::gated;
 use crate::support::{Client, Federation};

@@ -262,3 +262,57 @@ fn orders_are_bounded_and_old_ones_make_room() {
     assert!(world.machine.orders.contains_key(&(party("b"), job("j"))));
     assert_eq!(world.machine.orders.len(), ORDERS_MAX);
 }
+
+fn forget(jobs: &[(&str, &[&str])]) -> Command {
+    let named = |names: &&[&str]| names.iter().map(|name| party(name)).collect();
+    Command::Forget {
+        jobs: jobs.iter().map(|(name, parties)| (job(name), named(parties))).collect(),
+    }
+}
+
+#[test]
+fn what_is_forgotten_leaves_nothing_of_its_parties() {
+    let mut world = closed();
+    let all: &[&str] = &["a", "b", "old", "stranger"];
+    world.reply(cancel("initiator", "j"));
+    world.reply(stop("a"));
+    assert_eq!(world.run(forget(&[("j", all)])).1.events, [], "it has not expired");
+    world.reply(Command::Expire { job: job("j") });
+    let (_, out) = world.run(forget(&[("other", all), ("j", all)]));
+    let of_parties = |event: &&Event| matches!(event, Event::AssignmentForgotten { .. });
+    assert_eq!(out.events.iter().map(|logged| &logged.event).filter(of_parties).count(), 3);
+    let left: Vec<_> = world
+        .ended
+        .keys()
+        .filter(|key| !matches!(key, Key::Counters | Key::Party(_)))
+        .collect();
+    assert!(left.is_empty() && world.machine.orders.is_empty(), "{left:?}");
+    // What comes too late is told so, once and for all.
+    let late = world.run(report("a", "trainer_0", Ended(End::Cancelled))).0;
+    assert!(matches!(late, Err(Rejection::NotChosen(..))), "{late:?}");
+    assert_eq!(world.effects(stop("b")), []);
+}
+
+/// One command must never be more than a commit can carry, whatever has gathered; and none is left for the next round.
+#[test]
+fn what_is_to_be_forgotten_goes_in_shares() {
+    let left = |n: usize, parties: usize| (job(&n.to_string()), (0..parties).map(|n| party(&n.to_string())).collect::<Vec<_>>());
+    let large: Vec<Leftover> = (0..64).map(|n| left(n, TASKS_MAX)).collect();
+    assert_eq!(
+        shares(large.clone()).into_iter().map(|share| share.len()).collect::<Vec<_>>(),
+        [1; 64]
+    );
+    let small: Vec<Leftover> = (0..64).map(|n| left(n, 0)).collect();
+    assert_eq!(shares(small.clone()), [small]);
+    let mixed: Vec<Leftover> = (0..9).map(|n| left(n, 15)).collect();
+    assert_eq!(shares(mixed).into_iter().map(|share| share.len()).collect::<Vec<_>>(), [4, 4, 1]);
+    assert_eq!(shares(Vec::new()), Vec::<Vec<Leftover>>::new());
+    // More than a share in one command: the rest stays.
+    let mut world = closed();
+    world.reply(Command::Expire { job: job("j") });
+    let recalled = |jobs: &[Leftover]| world.machine.recall(&Command::Forget { jobs: jobs.to_vec() }).len();
+    assert_eq!(recalled(&large), 1 + TASKS_MAX);
+    let jobs = large.into_iter().take(1).chain([left(64, 0), (job("j"), vec![])]).collect();
+    world.reply(Command::Forget { jobs });
+    assert!(world.ended.contains_key(&Key::Proposal(job("j"))));
+}

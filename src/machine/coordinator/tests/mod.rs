@@ -80,9 +80,13 @@ impl World {
         let reply = self.machine.decide(command, &input, &mut out);
         let mut leaving = Vec::new();
         for key in &out.changes.keys {
-            if let Some(record) = self.machine.record(key).filter(|record| !Coordinator::is_live(record)) {
-                self.ended.insert(key.clone(), record);
-                leaving.push(key.clone());
+            match self.machine.record(key) {
+                Some(record) if !Coordinator::is_live(&record) => {
+                    self.ended.insert(key.clone(), record);
+                    leaving.push(key.clone());
+                }
+                Some(_) => {}
+                None => drop(self.ended.remove(key)),
             }
         }
         self.leaving.push_back(leaving);

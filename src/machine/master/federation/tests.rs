@@ -194,12 +194,12 @@ fn news_are_bounded_and_an_end_stays() {
     assert_eq!(peer(&world, &job, "q0").reason.len(), REASON_MAX);
     let ended = News {
         announced: Some(announced(Standing::Accepted, false, 1)),
-        ..news_of(Standing::Accepted, false, &[("p2", Ended(End::Failed))])
+        ..news_of(Standing::Accepted, false, &[("q0", Ended(End::Failed))])
     };
     tell(&mut world, &job, ended).unwrap();
-    let back = news_of(Standing::Accepted, false, &[("p2", Running)]);
+    let back = news_of(Standing::Accepted, false, &[("q0", Running)]);
     tell(&mut world, &job, back).unwrap();
-    assert_eq!(peer(&world, &job, "p2").state, Ended(End::Failed));
+    assert_eq!(peer(&world, &job, "q0").state, Ended(End::Failed));
 }
 
 /// A task of another party's job, fetched; its key and its proposal.
@@ -363,6 +363,169 @@ fn an_order_stops_the_task_wherever_it_is_and_always_ends_in_a_report() {
     order(&mut world, &other, &key).unwrap();
     assert_eq!(world.pending, [report(&world, &other, Ended(End::Cancelled))]);
     assert!(matches!(&world.live[&Key::Task(key)], Record::Task(task) if task.state == TaskState::Queued));
+}
+
+fn purge(world: &mut World, job: &JobId, parties: Vec<PartyId>) -> Result<Reply, Rejection> {
+    let tasks = ["aggregator", "trainer_1"].map(|name| TaskKey::parse(job.as_str(), name).unwrap());
+    let (job, tasks) = (job.clone(), tasks.to_vec());
+    world.send(Command::Purge { job, tasks, parties })
+}
+
+fn kept(world: &World) -> usize {
+    let keys = world.live.keys().chain(world.ended.keys());
+    keys.filter(|key| matches!(key, Key::Announced(_) | Key::Peer(..))).count()
+}
+
+#[test]
+fn a_purge_takes_what_is_known_of_the_other_parties() {
+    for over in [3, 2] {
+        let (mut world, job) = proposing();
+        tell(&mut world, &job, news(over)).unwrap();
+        let verdict = Verdict::Refused("too large".to_owned());
+        let (id, step) = (job.clone(), 1);
+        world.send(Command::Verdict { job: id, step, verdict }).unwrap();
+        let parties = world.parties_of(&job);
+        assert_eq!((parties.len(), kept(&world)), (2, 3));
+        if over == 2 {
+            // News came between the look at the store and the purge: one would be left behind.
+            let purged = purge(&mut world, &job, parties[..1].to_vec());
+            assert!(matches!(purged, Err(Rejection::NotEnded { .. })));
+            assert_eq!(kept(&world), 3);
+        }
+        assert_eq!(purge(&mut world, &job, parties), Ok(Reply::Done));
+        assert_eq!(kept(&world), 0);
+        assert!(matches!(tell(&mut world, &job, news(2)), Err(Rejection::Late(_))));
+        world.crash();
+        assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::Follow { .. })));
+        world.check_replay();
+    }
+}
+
+/// The last news came between the look at the store and the purge.
+#[test]
+fn a_purge_leaves_no_party_behind_that_came_meanwhile() {
+    let (mut world, job) = proposing();
+    tell(&mut world, &job, news(1)).unwrap();
+    cancel(&mut world, &job);
+    world.send(Command::Withdrawn { job: job.clone() }).unwrap();
+    let looked = world.parties_of(&job);
+    tell(&mut world, &job, news(3)).unwrap();
+    assert!(!world.live.contains_key(&Key::Announced(job.clone())), "nothing more comes");
+    assert!(matches!(purge(&mut world, &job, looked), Err(Rejection::NotEnded { .. })));
+    let parties = world.parties_of(&job);
+    assert_eq!((parties.len(), purge(&mut world, &job, parties)), (2, Ok(Reply::Done)));
+    assert_eq!(kept(&world), 0);
+}
+
+/// Whatever a coordinator tells: the parties it named stay as many as are kept, and as many as the purge looks for.
+#[test]
+fn parties_that_change_or_repeat_are_counted_once_and_are_bounded() {
+    let (mut world, job) = proposing();
+    tell(
+        &mut world,
+        &job,
+        news_of(Standing::Accepted, false, &[("p2", Running), ("p2", Running)]),
+    )
+    .unwrap();
+    let counted = |world: &World| match &world.live[&Key::Announced(job.clone())] {
+        Record::Announced(announced) => announced.chosen as usize,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((counted(&world), world.parties_of(&job).len()), (1, 1));
+    for round in 0..3 {
+        let names: Vec<String> = (0..PEERS_MAX).map(|n| format!("x{round}-{n}")).collect();
+        let states: Vec<_> = names.iter().map(|name| (name.as_str(), Running)).collect();
+        tell(&mut world, &job, news_of(Standing::Accepted, false, &states)).unwrap();
+        assert_eq!((counted(&world), world.parties_of(&job).len()), (PEERS_MAX, PEERS_MAX));
+    }
+    cancel(&mut world, &job);
+    let parties = world.parties_of(&job);
+    assert_eq!(purge(&mut world, &job, parties), Ok(Reply::Done));
+    assert_eq!(kept(&world), 0);
+    assert!(
+        world.live.contains_key(&Key::Withdrawal(job.clone())),
+        "the coordinator is told all the same"
+    );
+    assert_eq!(world.send(Command::Withdrawn { job }), Ok(Reply::Done));
+    world.check_replay();
+}
+
+fn cancel(world: &mut World, job: &JobId) {
+    let (job, reason) = (job.clone(), "enough".to_owned());
+    world.send(Command::Cancel { job, reason }).unwrap();
+}
+
+#[test]
+fn the_coordinator_is_told_of_a_cancelled_job_until_it_knows() {
+    for running in [false, true] {
+        let (mut world, job) = proposing();
+        if running {
+            accepted(&mut world, &job);
+        }
+        cancel(&mut world, &job);
+        let withdraw = Effect::Withdraw { job: job.clone() };
+        assert!(world.pending.contains(&withdraw), "{:?}", world.pending);
+        let Record::Withdrawal(owed) = &world.live[&Key::Withdrawal(job.clone())] else {
+            panic!()
+        };
+        assert_eq!((owed.job_type.as_str(), owed.reason.as_str()), ("program", "enough"));
+        world.crash();
+        assert!(world.pending.contains(&withdraw), "asked again after a crash");
+        // The question for news was faster than the withdrawal, which leaves a verdict behind in any case.
+        assert_eq!(tell(&mut world, &job, news(0)), Ok(Reply::Known));
+        let told = Command::Withdrawn { job: job.clone() };
+        world.pending.clear();
+        assert_eq!(world.send(told.clone()), Ok(Reply::Done));
+        let after = 0;
+        let asked = Effect::Follow { job: job.clone(), after };
+        assert_eq!(world.pending, [asked]);
+        assert!(matches!(world.send(told), Err(Rejection::Late(_))));
+        world.crash();
+        assert!(!world.pending.contains(&withdraw));
+        world.check_replay();
+    }
+}
+
+#[test]
+fn the_coordinator_is_told_of_a_job_whose_deadline_passed() {
+    let mut world = World::new(false);
+    let plan = crate::machine::plan::Plan { endpoints: 0, ..FULL };
+    let job = world.submit_until(plan, Timestamp(world.now + 1000));
+    let (id, step, result) = (job.clone(), 0, Ok(packed(true)));
+    world.send(Command::Prepared { job: id, step, result }).unwrap();
+    accepted(&mut world, &job);
+    world.now += 1000;
+    world.send(Command::DeadlinePassed { job: job.clone() }).unwrap();
+    assert!(
+        world.pending.contains(&Effect::Withdraw { job: job.clone() }),
+        "{:?}",
+        world.pending
+    );
+    let Record::Withdrawal(owed) = &world.live[&Key::Withdrawal(job)] else {
+        panic!()
+    };
+    assert_eq!(owed.reason, "the deadline passed while the job was running");
+}
+
+#[test]
+fn nobody_is_told_of_a_job_that_was_not_proposed_or_that_nobody_has() {
+    let withdraws = |world: &World| world.pending.iter().any(|effect| matches!(effect, Effect::Withdraw { .. }));
+    // Never proposed.
+    let mut world = World::new(false);
+    let job = world.submit(FULL);
+    cancel(&mut world, &job);
+    assert!(!withdraws(&world));
+    // At a FedVision 0.1 coordinator.
+    let (mut world, job) = proposing();
+    world.send(Command::LegacyProposal { job: job.clone(), step: 1 }).unwrap();
+    cancel(&mut world, &job);
+    assert!(!withdraws(&world));
+    // Every party has said how its task ended.
+    let (mut world, job) = proposing();
+    accepted(&mut world, &job);
+    tell(&mut world, &job, news(3)).unwrap();
+    cancel(&mut world, &job);
+    assert!(!withdraws(&world));
 }
 
 #[test]

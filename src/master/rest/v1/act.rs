@@ -14,9 +14,11 @@ use super::path::Id;
 use super::problem::{Code, Problem, quoted};
 use super::query::NoQuery;
 use super::submit::{answer, key_of, provenance, refused, shown};
-use crate::machine::ids::{JobId, TaskKey};
+use crate::machine::ids::{JobId, PartyId, TaskKey};
 use crate::machine::join_key;
 use crate::machine::master::{Command, Record, Reply};
+use crate::master::peers::parties_of;
+use crate::store::Error;
 use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::extract::{Request, State};
@@ -195,8 +197,8 @@ pub(in crate::master::rest) async fn release(
     ))]
 pub(in crate::master::rest) async fn purge(State(door): State<Door>, Id(id): Id, _: NoQuery) -> Result<StatusCode, Problem> {
     let job = known(&door, &id).await?;
-    let tasks = task_keys(&door, &job).await?;
-    match door.shared.handle.send(Command::Purge { job, tasks }).await {
+    let (tasks, parties) = kept_of(&door, &job).await?;
+    match door.shared.handle.send(Command::Purge { job, tasks, parties }).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         Err(refusal) => Err(refused(&door, refusal)),
     }
@@ -282,8 +284,9 @@ async fn done(door: &Door, job: JobId, command: Command) -> Result<Response, Pro
     }
 }
 
-async fn task_keys(door: &Door, job: &JobId) -> Result<Vec<TaskKey>, Problem> {
-    let reader = door.shared.handle.reader().clone();
+/// The tasks and the chosen parties of a job.
+async fn kept_of(door: &Door, job: &JobId) -> Result<(Vec<TaskKey>, Vec<PartyId>), Problem> {
+    let (reader, job) = (door.shared.handle.reader().clone(), job.clone());
     // The trailing empty part ends the prefix with the separator, so that job `a-1` does not find the tasks of `a-10`.
     let prefix = join_key(b't', &[job.as_str(), ""]);
     let scan = move || {
@@ -294,9 +297,10 @@ async fn task_keys(door: &Door, job: &JobId) -> Result<Vec<TaskKey>, Problem> {
             }
             true
         };
-        reader.scan(&prefix, each).map(|()| keys.into_iter().collect())
+        reader.scan(&prefix, each)?;
+        Ok((keys.into_iter().collect(), parties_of(&reader, &job)?))
     };
     let unreadable = |why: String| Problem::new(Code::StoreUnavailable, why);
-    let keys = Supervisor::blocking(scan).await.map_err(|error| unreadable(error.to_string()))?;
-    keys.map_err(|error| unreadable(error.to_string()))
+    let kept: Result<_, Error> = Supervisor::blocking(scan).await.map_err(|error| unreadable(error.to_string()))?;
+    kept.map_err(|error| unreadable(error.to_string()))
 }

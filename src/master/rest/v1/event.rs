@@ -152,6 +152,13 @@ impl Event {
                 party_state: Some(report.state.name()),
                 ..Self::of_task("report_owed", &report.key).because(&report.reason)
             },
+            Record::AnnouncedPurged { job } => Self::of_job("announced_purged", job),
+            Record::PeerPurged { job, party } => Self {
+                party: Some(party.to_string()),
+                ..Self::of_job("party_purged", job)
+            },
+            Record::WithdrawalOwed { job, withdrawal } => Self::of_job("withdrawal_owed", job).because(&withdrawal.reason),
+            Record::WithdrawalSent { job } => Self::of_job("withdrawal_sent", job),
             Record::ReportSent { proposal } => Self::of_proposal("report_sent", proposal),
             Record::ProposalMissed { proposal, reason, at } => Self::of_proposal("proposal_missed", proposal).at(*at).because(reason),
         };
