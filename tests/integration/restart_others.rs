@@ -80,6 +80,9 @@ async fn a_worker_while_a_task_runs() {
     for restarted in [false, true] {
         let job = client.submit("program", &program(1, 1)).await;
         gated.until_runs(&job, "aggregator", 1).await;
+        // Only this one is to be cut off.
+        let path = format!("/api/v1/jobs/{job}/tasks/trainer_0");
+        client.until(&path, |task| task["state"] == "success").await;
         federation.parties[0].worker.kill().await;
         if restarted {
             federation.parties[0].worker.start().await;
