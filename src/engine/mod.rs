@@ -14,6 +14,7 @@ pub mod reader;
 pub mod recover;
 pub mod replay;
 pub mod retention;
+mod turn;
 
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;

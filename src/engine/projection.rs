@@ -25,14 +25,15 @@ pub(super) struct Published<M: Machine> {
 }
 
 impl<M: Machine> Published<M> {
-    /// The commit whose last event is `seq` is durable, and has left the records as they stand in the machine.
-    pub(super) fn committed<'a>(&mut self, machine: &M, changed: impl Iterator<Item = &'a M::Key>, seq: Seq)
+    /// The commit whose last event is `seq` is durable, and has left these records.
+    pub(super) fn committed<'a>(&mut self, changed: impl Iterator<Item = (&'a M::Key, Option<&'a M::Record>)>, seq: Seq)
     where
         M::Key: 'a,
+        M::Record: 'a,
     {
         if let Some(projection) = &mut self.projection {
-            for key in changed {
-                projection.changed(key, machine.record(key).as_ref());
+            for (key, record) in changed {
+                projection.changed(key, record);
             }
             projection.committed(seq);
         }
