@@ -4,6 +4,8 @@
 //!
 //! - An event says which event of the same record came before it, and a job, a task and a participation of a master say which one changed them
 //!   last: the timeline of a job is a handful of reads by number, without an index beside the log.
+//! - The newest commits are in a journal beside the engine's files, `log-<n>/store/journal`, until the engine has them durably
+//!   (`src/store/sled_store/journal.rs`).
 //! - A job of a master has what it was asked to be (priority, times, labels, attempts), where it came from, and the states it went through.
 //!
 //! Frozen with release 0.2.0, which also reads directories of version 1. An operator sees one line in the log of the first start; it takes as

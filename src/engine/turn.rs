@@ -151,7 +151,10 @@ impl<M: Machine> Turn<M> {
     pub(super) fn conclude(&mut self, machine: &M) -> (BTreeMap<M::Key, Settled<M>>, Writes) {
         self.settle(machine);
         let mut settled = std::mem::take(&mut self.settled);
-        let writes = settled.values_mut().flat_map(|settled| std::mem::take(&mut settled.writes)).collect();
+        let writes = settled
+            .values_mut()
+            .flat_map(|settled| std::mem::take(&mut settled.writes))
+            .collect();
         (settled, writes)
     }
 

@@ -1,7 +1,7 @@
 //! The store on disk.
 //!
 //! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, `open`
-//! makes or opens a store and proves it whole with `verify`, `builder` and `migrate` make whole logs, `copy` reads one while it is
+//! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits until the engine is durable, `builder` and `migrate` make whole logs, `copy` reads one while it is
 //! written, `barrier` keeps readers behind what is durable, `before` what a full disk let fail out of their sight, `high_water` notices a
 //! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
@@ -23,6 +23,8 @@ mod copy;
 mod disk;
 mod high_water;
 mod index;
+mod journal;
+mod known;
 pub mod migrate;
 mod open;
 mod position;
@@ -37,7 +39,7 @@ pub use proof::Proof;
 
 use super::codec::{self, DecodeError};
 use super::directory::Directory;
-use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
+use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store, write_cost};
 use crate::crash_point;
 use crate::metrics::Seconds;
 use barrier::{Barrier, View};
@@ -45,13 +47,16 @@ use before::Before;
 use copy::Copies;
 use disk::{Disk, Each};
 use high_water::{HighWater, Mark};
+use journal::{Journal, Writes};
+use known::Known;
 use position::{event_key, event_seq, is_history, record_key};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Instant;
 use verify::HistoryCheck;
 
 /// Values of the history that are proved in one go, a millisecond's worth.
@@ -61,6 +66,8 @@ const HISTORY_PAGE: usize = 256;
 pub struct SledStore {
     disk: Disk,
     barrier: Barrier,
+    /// How long barriers take, once somebody measures it.
+    barriers: OnceLock<Seconds>,
     writer: Mutex<Writer>,
     // Released last, after the engine is closed.
     _lock: Arc<File>,
@@ -69,6 +76,8 @@ pub struct SledStore {
 /// What only the committer touches.
 struct Writer {
     position: Position,
+    journal: Journal,
+    known: Known,
     high_water: HighWater,
     check: HistoryCheck,
     copies: Copies,
@@ -77,7 +86,7 @@ struct Writer {
 /// What one commit writes.
 struct Plan {
     position: Position,
-    writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    writes: Writes,
     before: Before,
 }
 
@@ -115,16 +124,11 @@ impl SledStore {
         copy::copy(self, each)
     }
 
-    fn new(disk: Disk, position: Position, high_water: HighWater, check: HistoryCheck, lock: Arc<File>) -> SledStore {
-        let writer = Writer {
-            position,
-            high_water,
-            check,
-            copies: Copies::default(),
-        };
+    fn new(disk: Disk, writer: Writer, lock: Arc<File>) -> SledStore {
         SledStore {
             disk,
-            barrier: Barrier::new(position.head()),
+            barrier: Barrier::new(writer.position.head()),
+            barriers: OnceLock::new(),
             writer: Mutex::new(writer),
             _lock: lock,
         }
@@ -132,7 +136,7 @@ impl SledStore {
 
     /// Let the barriers of later commits be measured.
     pub fn measure(&self, barriers: Seconds) {
-        let _ = self.disk.barriers.set(barriers);
+        let _ = self.barriers.set(barriers);
     }
 
     fn raise_epoch(&self) -> Result<Head, Error> {
@@ -186,7 +190,7 @@ impl SledStore {
         let changes: BTreeMap<&[u8], Option<&[u8]>> = commit.changes.iter().map(|(k, v)| (k.as_slice(), v.as_deref())).collect();
         for (key, body) in changes {
             let key = record_key(key);
-            let old = self.disk.get(&key)?;
+            let old = self.old(&writer.known, &key)?;
             if let Some(old) = &old {
                 // A damaged value must not be subtracted and so made to look right.
                 codec::unseal(&key, old).map_err(|e| damaged(&self.disk, &key, &e))?;
@@ -197,6 +201,12 @@ impl SledStore {
                 position.tally(&key).add(&key, sealed);
             }
             writer.check.changed(&self.disk, &key, old.as_deref(), sealed.as_deref())?;
+            match (&old, &sealed) {
+                _ if is_history(&key) => {}
+                (None, Some(_)) => writer.known.add(&key),
+                (Some(_), None) => writer.known.remove(&key),
+                _ => {}
+            }
             if old.is_some() || sealed.is_some() {
                 before_it.keep(&key, old.as_deref());
                 writes.push((key, sealed));
@@ -209,7 +219,16 @@ impl SledStore {
         })
     }
 
-    /// The one way anything gets on disk: batch, barrier, and only then the watermark that lets readers see it.
+    /// The value that a commit writes over, if there is one.
+    fn old(&self, known: &Known, key: &[u8]) -> Result<Option<disk::Value>, Error> {
+        if is_history(key) || known.may_have(key) {
+            return self.disk.get(key);
+        }
+        debug_assert!(self.disk.get(key).is_ok_and(|old| old.is_none()), "a live key is not known");
+        Ok(None)
+    }
+
+    /// The one way anything gets on disk: journal, barrier, engine, and only then the watermark that lets readers see it.
     fn write(&self, writer: &mut Writer, plan: Plan) -> Result<Head, Error> {
         let Plan {
             position,
@@ -225,7 +244,11 @@ impl SledStore {
             HEAD_KEY.to_vec(),
             Some(codec::seal(HEAD_KEY, position.batch, &codec::encode(&position))),
         ));
-        self.disk.reserve().inspect_err(|error| {
+        let cost = writes
+            .iter()
+            .map(|(key, value)| write_cost(key.len() + value.as_ref().map_or(0, Vec::len)))
+            .sum();
+        self.make_room(writer, cost).inspect_err(|error| {
             if error.is_full() {
                 self.barrier.full(Before::default());
             }
@@ -234,17 +257,44 @@ impl SledStore {
         let pending = self.barrier.begin(deleted)?;
         writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
         crash_point::reach("store.begun");
-        if let Err(error) = self.disk.commit(writes) {
+        let written = writer.journal.append(position.batch, cost, &writes, |file| self.sync(file));
+        let applied = written.and_then(|()| {
+            crash_point::reach("store.synced");
+            self.disk.apply(writes)
+        });
+        if let Err(error) = applied {
             if error.is_full() {
                 pending.full(before);
             }
             return Err(error);
         }
-        crash_point::reach("store.synced");
+        crash_point::reach("store.applied");
         writer.position = position;
         pending.durable(position.head());
         writer.high_water.record(Mark::of(&position));
         Ok(position.head())
+    }
+
+    /// See to it that a commit finds space in the engine's log and in the journal; an error leaves what was confirmed as it was.
+    fn make_room(&self, writer: &mut Writer, cost: usize) -> Result<(), Error> {
+        self.disk.reserve()?;
+        if writer.journal.is_full(cost) {
+            self.disk.sync()?;
+            writer.journal.restart();
+        }
+        Ok(())
+    }
+
+    /// The barrier of a commit.
+    fn sync(&self, journal: &File) -> io::Result<()> {
+        #[cfg(test)]
+        if *self.disk.fault.lock().unwrap() == Some(disk::Fault::AtBarrier) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let began = Instant::now();
+        journal.sync_data()?;
+        self.barriers.get().iter().for_each(|barriers| barriers.observe(began.elapsed()));
+        Ok(())
     }
 
     /// Damage found while serving stops the store like a failed commit: nothing may be confirmed on top of it. A full disk does not: what

@@ -66,7 +66,7 @@ fn the_queue_that_is_measured_is_the_durable_one() {
             .filter(|line| line.contains(" fdatasync(") && line.contains(file))
             .count()
     };
-    let (log, raw) = (synced("/data/log-1/store/db>"), synced("/raw>"));
+    let (log, raw) = (synced("/data/log-1/store/journal>"), synced("/raw>"));
     let commits = median(&output, "commits");
     assert!(commits >= 10.0, "{output}");
     #[expect(clippy::cast_precision_loss, reason = "a small count")]

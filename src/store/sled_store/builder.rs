@@ -5,6 +5,7 @@
 
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
+use super::journal::Journal;
 use super::{HEAD_KEY, Position, verify};
 use crate::store::directory::{Directory, exists, sync_parent, sync_tree};
 use crate::store::{Error, codec, write_cost};
@@ -76,6 +77,7 @@ impl Builder {
         let disk = Disk::open(&self.new.join("store"))?;
         let position = verify::everything(&disk)?;
         drop(disk);
+        Journal::create(&self.new.join("store"))?;
         HighWater::create(&self.high_water, Mark::of(&position))?;
         sync_tree(&self.new)?;
         fs::rename(&self.new, &self.dir).map_err(Error::at("rename to", &self.dir))?;

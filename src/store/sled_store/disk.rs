@@ -3,10 +3,10 @@
 //! Called by `SledStore`, `open` and `verify`. What sled 0.34.7 does, and what is done about it here and in `open`:
 //!
 //! - `flush` ends in `sync_file_range`, which reaches neither the disk's cache nor the file's length: a power cut after it loses
-//!   confirmed batches. So each batch is followed by `fdatasync` on a descriptor of our own (flock and fdatasync are tied to the
+//!   confirmed batches. So `flush` is followed by `fdatasync` on a descriptor of our own (flock and fdatasync are tied to the
 //!   inode, and sled never replaces the file).
-//! - A batch longer than a log segment can make recovery drop the whole log. So segments are of 8 MiB, a commit costs at most 6, and
-//!   sled's own flusher, which writes between our barriers, is off.
+//! - A log segment or more that was written since the last barrier can make recovery drop the whole log. So segments are of 8 MiB, what is
+//!   written between two barriers costs at most 6 (`journal`), and sled's own flusher is off.
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
@@ -20,17 +20,17 @@
 //!   the reserve it is still read, as far as it can, around what the failed batch touched (`before`).
 
 use super::super::Error;
+use super::journal::Writes;
 use super::reserve::Reserve;
 use crate::crash_point;
-use crate::metrics::Seconds;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Bytes of pages kept in memory; the page table comes on top (some 25 bytes for each value).
 const CACHE: u64 = 64 * 1024 * 1024;
@@ -40,6 +40,9 @@ const _: () = assert!(super::super::COST_MAX < SEGMENT);
 /// After a close in this process the engine's lock can stay for some milliseconds.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// A sealed value as the engine hands it on: bytes that nobody changes.
+pub(super) type Value = sled::IVec;
 
 /// Sees one key and value of a range; says whether to go on.
 pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error> + 'a;
@@ -51,8 +54,6 @@ pub(super) struct Disk {
     path: PathBuf,
     failed: AtomicBool,
     reserve: Mutex<Reserve>,
-    /// How long barriers take, once somebody measures it.
-    pub(super) barriers: OnceLock<Seconds>,
     #[cfg(test)]
     pub(super) fault: Mutex<Option<Fault>>,
 }
@@ -63,8 +64,10 @@ pub(super) struct Disk {
 pub(super) enum Fault {
     /// Nothing can be reserved.
     AtReserve,
-    /// The file system says at the barrier that it has no room, after the engine has taken the batch.
+    /// The file system says at the barrier of the journal that it has no room.
     AtBarrier,
+    /// The engine finds none once the commit is in the journal, and shows it all the same.
+    AtApply,
 }
 
 impl Disk {
@@ -79,7 +82,6 @@ impl Disk {
             path,
             failed: AtomicBool::new(false),
             reserve: Mutex::default(),
-            barriers: OnceLock::new(),
             #[cfg(test)]
             fault: Mutex::default(),
         })
@@ -118,7 +120,7 @@ impl Disk {
         &self.path
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<impl AsRef<[u8]> + std::ops::Deref<Target = [u8]> + use<>>, Error> {
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Value>, Error> {
         self.guard("read", || self.db().get(key))
     }
 
@@ -155,8 +157,8 @@ impl Disk {
         self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Write all or nothing, and return when it survives a power cut.
-    pub(super) fn commit(&self, writes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), Error> {
+    /// Let all or nothing be seen; [`Disk::sync`] makes it durable.
+    pub(super) fn apply(&self, writes: Writes) -> Result<(), Error> {
         let mut batch = sled::Batch::default();
         for (key, value) in writes {
             match value {
@@ -164,19 +166,30 @@ impl Disk {
                 None => batch.remove(key),
             }
         }
-        self.guard("commit to", || {
+        self.guard("write to", || {
             self.db().apply_batch(batch)?;
-            self.db().flush()?;
-            crash_point::reach("store.applied");
             #[cfg(test)]
-            if *self.fault.lock().unwrap() == Some(Fault::AtBarrier) {
+            if *self.fault.lock().unwrap() == Some(Fault::AtApply) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
-            let began = Instant::now();
-            self.log.sync_data()?;
-            self.barriers.get().iter().for_each(|barriers| barriers.observe(began.elapsed()));
             Ok(())
         })
+    }
+
+    /// Return when everything applied so far survives a power cut.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        self.guard("sync", || {
+            self.db().flush()?;
+            crash_point::reach("store.flushed");
+            self.log.sync_data()?;
+            Ok(())
+        })
+    }
+
+    /// Write all or nothing, and return when it survives a power cut.
+    pub(super) fn commit(&self, writes: Writes) -> Result<(), Error> {
+        self.apply(writes)?;
+        self.sync()
     }
 
     fn db(&self) -> &sled::Db {

@@ -6,8 +6,11 @@
 use super::builder::Builder;
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
+use super::journal::Journal;
+use super::known::Known;
 use super::verify::{self, HistoryCheck};
-use super::{Position, SledStore, index, migrate};
+use super::{Copies, Position, SledStore, Writer, index, migrate};
+use crate::crash_point;
 use crate::migrations;
 use crate::store::Error;
 use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
@@ -27,10 +30,7 @@ pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
     }
     directory.remove_other_logs()?;
     let found = recover(directory)?;
-    verify::live(&found.disk, &found.position)?;
-    let mut check = HistoryCheck::new(&found.position);
-    check.page(&found.disk, &found.position, HISTORY_AT_OPEN)?;
-    let store = found.into_store(directory, check);
+    let store = found.prove(directory, HISTORY_AT_OPEN)?;
     let head = store.raise_epoch()?;
     tracing::info!(epoch = head.epoch, batch = head.batch, next_seq = head.next_seq, "store opened");
     Ok(store)
@@ -50,10 +50,7 @@ pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
         });
     }
     let found = recover(directory)?;
-    verify::live(&found.disk, &found.position)?;
-    let mut check = HistoryCheck::new(&found.position);
-    check.page(&found.disk, &found.position, usize::MAX)?;
-    Ok(found.into_store(directory, check))
+    found.prove(directory, usize::MAX)
 }
 
 /// Write the file anew that tells how far the store had come, of a store that is whole otherwise. Whether that store is an old one cannot
@@ -64,8 +61,7 @@ pub(super) fn rebuild_high_water(directory: &Directory) -> Result<bool, Error> {
         Err(Error::Damaged { file, .. }) if file == directory.high_water_path() => {}
         Err(error) => return Err(error),
     }
-    let dir = directory.store_dir();
-    let disk = open_engine(&dir)?;
+    let (disk, _) = open_log(&directory.store_dir())?;
     let position = verify::everything(&disk)?;
     let path = directory.high_water_path();
     HighWater::create(&path, Mark::of(&position))?;
@@ -76,27 +72,68 @@ pub(super) fn rebuild_high_water(directory: &Directory) -> Result<bool, Error> {
 /// A store whose engine is open and whose head fits the mark outside; its values are not proved yet.
 pub(super) struct Found {
     pub(super) disk: Disk,
+    journal: Journal,
     position: Position,
     high_water: HighWater,
 }
 
 impl Found {
-    fn into_store(self, directory: &Directory, check: HistoryCheck) -> SledStore {
-        SledStore::new(self.disk, self.position, self.high_water, check, directory.hold())
+    /// Prove what is live, and so many values of the history.
+    fn prove(self, directory: &Directory, history: usize) -> Result<SledStore, Error> {
+        let mut known = Known::default();
+        verify::live(&self.disk, &self.position, &mut |key| known.add(key))?;
+        let mut check = HistoryCheck::new(&self.position);
+        check.page(&self.disk, &self.position, history)?;
+        let writer = Writer {
+            position: self.position,
+            journal: self.journal,
+            known,
+            high_water: self.high_water,
+            check,
+            copies: Copies::default(),
+        };
+        Ok(SledStore::new(self.disk, writer, directory.hold()))
     }
 }
 
 fn recover(directory: &Directory) -> Result<Found, Error> {
     // First, so that nothing is changed by a look at a store that cannot be judged.
     let (high_water, mark) = HighWater::open(&directory.high_water_path())?;
-    let disk = open_engine(&directory.store_dir())?;
+    let (disk, journal) = open_log(&directory.store_dir())?;
     let position = verify::head(&disk)?;
     refuse_rollback(disk.file(), Mark::of(&position), mark)?;
     Ok(Found {
         disk,
+        journal,
         position,
         high_water,
     })
+}
+
+/// The engine in `dir` with every confirmed commit, and the journal beside it, which begins again.
+fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
+    let disk = open_engine(dir)?;
+    let (journal, frames) = Journal::open(dir)?;
+    let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
+        return Ok((disk, journal));
+    };
+    let (first, last) = (first.batch, last.batch);
+    let head = verify::head(&disk)?.batch;
+    // A commit goes to the journal first, and the engine has those of earlier rounds.
+    if head + 1 < first || last < head {
+        let what = format!("it has the commits {first} to {last}, and the log beside it ends at {head}");
+        return Err(Error::Damaged {
+            file: journal.path().to_owned(),
+            what,
+        });
+    }
+    // All of them, whatever the engine has: after a power cut it may have a later one without an earlier one.
+    for frame in frames {
+        disk.apply(frame.writes)?;
+    }
+    crash_point::reach("store.replayed");
+    disk.sync()?;
+    Ok((disk, journal))
 }
 
 /// The engine in `dir`, on files that are on disk as they are seen.

@@ -1,19 +1,19 @@
 //! What a damaged log still tells of the commits after a backup.
 //!
 //! Called by `fedbroker store restore`, which must say what is lost. Nothing is opened with the storage engine, which would change the
-//! file and may give up at the first bad page: the file is read byte by byte for envelopes (`codec`). An envelope is believed when its
+//! file and may give up at the first bad page: its log and the journal are read byte by byte for envelopes (`codec`). An envelope is believed when its
 //! body decodes and its checksum fits. The key is in the checksum and not beside the value, but the checksum can be turned round: what
 //! it was before the body gives the number of the event.
 
 use super::high_water::{HighWater, SYNC_EVERY};
-use super::{HEAD_KEY, Position, event_key};
+use super::{HEAD_KEY, Position, event_key, journal};
 use crate::store::directory::Directory;
 use crate::store::{COST_MAX, Error, Head, Seq, VALUE_MAX, codec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::ops::{Range, RangeInclusive};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes read at once.
 const WINDOW: usize = 4 * 1024 * 1024;
@@ -40,14 +40,15 @@ pub type EventLen<'a> = dyn Fn(&[u8]) -> Option<usize> + 'a;
 /// over.
 pub fn salvage(directory: &Directory, backup: Head, event_len: &EventLen<'_>, each: &mut dyn FnMut(Seq, &[u8])) -> Salvage {
     let confirmed = HighWater::open(&directory.high_water_path()).ok().map(|(_, mark)| mark.batch);
-    search(&directory.store_dir().join("db"), backup, confirmed, event_len, each)
+    let files = ["db", journal::NAME].map(|name| directory.store_dir().join(name));
+    search(&files, backup, confirmed, event_len, each)
 }
 
-fn search(file: &Path, backup: Head, confirmed: Option<u64>, event_len: &EventLen<'_>, each: &mut dyn FnMut(Seq, &[u8])) -> Salvage {
+fn search(files: &[PathBuf], backup: Head, confirmed: Option<u64>, event_len: &EventLen<'_>, each: &mut dyn FnMut(Seq, &[u8])) -> Salvage {
     let mut heads = Heads(BTreeMap::from([(backup.batch, backup)]));
     let last_possible = |newest: u64| newest.saturating_add(SYNC_EVERY);
     let until = confirmed.map_or(u64::MAX, |confirmed| last_possible(confirmed.max(backup.batch)));
-    envelopes(file, backup.batch + 1..=until, &mut |batch, bytes| heads.look(batch, bytes));
+    envelopes(files, backup.batch + 1..=until, &mut |batch, bytes| heads.look(batch, bytes));
     let newest = heads.newest();
     let mut found = Salvage {
         confirmed,
@@ -56,7 +57,7 @@ fn search(file: &Path, backup: Head, confirmed: Option<u64>, event_len: &EventLe
         events: BTreeSet::new(),
     };
     let until = last_possible(newest.batch.max(confirmed.unwrap_or(0)));
-    envelopes(file, backup.batch + 1..=until, &mut |batch, bytes| {
+    envelopes(files, backup.batch + 1..=until, &mut |batch, bytes| {
         let (start, body) = bytes.split_at(codec::ENVELOPE_LEN);
         let Some(body) = event_len(body).and_then(|len| body.get(..len)) else {
             return;
@@ -102,9 +103,11 @@ impl Heads {
 
 /// Hand on the bytes at every place where an envelope of one of these commits may begin, and those behind it. What cannot be read is
 /// logged.
-fn envelopes(file: &Path, batches: RangeInclusive<u64>, each: &mut dyn FnMut(u64, &[u8])) {
-    if let Err(error) = try_envelopes(file, &batches, each) {
-        tracing::warn!(%error, "the damaged log cannot be read to its end");
+fn envelopes(files: &[PathBuf], batches: RangeInclusive<u64>, each: &mut dyn FnMut(u64, &[u8])) {
+    for file in files {
+        if let Err(error) = try_envelopes(file, &batches, each) {
+            tracing::warn!(%error, "the damaged log cannot be read to its end");
+        }
     }
 }
 
@@ -223,7 +226,7 @@ mod tests {
         std::fs::write(&file, bytes).unwrap();
         // Bodies of this test tell their length in their first byte.
         let len = |body: &[u8]| body.first().map(|len| usize::from(*len));
-        let salvage = search(&file, BACKUP, confirmed, &len, &mut |seq, body| events.push((seq, body.to_vec())));
+        let salvage = search(&[file], BACKUP, confirmed, &len, &mut |seq, body| events.push((seq, body.to_vec())));
         (salvage, events)
     }
 

@@ -23,10 +23,11 @@ pub(super) fn head(disk: &Disk) -> Result<Position, Error> {
     Ok(position)
 }
 
-/// Prove that every value that is not history is exactly what the last commit left, and that there is none of another kind.
+/// Prove that every value that is not history is exactly what the last commit left, and that there is none of another kind. `each` gets
+/// the key of each record.
 ///
 /// [`Error::Damaged`] names the first bad key; that is the head's when each value is good and they are not all there.
-pub(super) fn live(disk: &Disk, position: &Position) -> Result<(), Error> {
+pub(super) fn live(disk: &Disk, position: &Position, each: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
     let mut found = Tally::default();
     for (from, until) in LIVE_SPANS {
         disk.range(Bound::Included(from), &mut |key, sealed| {
@@ -35,7 +36,10 @@ pub(super) fn live(disk: &Disk, position: &Position) -> Result<(), Error> {
             }
             check(disk, position, key, sealed)?;
             match key.first() {
-                Some(&RECORD_PREFIX) => found.add(key, sealed),
+                Some(&RECORD_PREFIX) => {
+                    found.add(key, sealed);
+                    each(key);
+                }
                 _ if key == HEAD_KEY => {}
                 _ => return Err(damaged_key(disk.file(), key, "no such key is ever written")),
             }
@@ -48,7 +52,7 @@ pub(super) fn live(disk: &Disk, position: &Position) -> Result<(), Error> {
 /// Prove everything at once.
 pub(super) fn everything(disk: &Disk) -> Result<Position, Error> {
     let position = head(disk)?;
-    live(disk, &position)?;
+    live(disk, &position, &mut |_| {})?;
     let mut history = HistoryCheck::new(&position);
     while !history.page(disk, &position, usize::MAX)? {}
     Ok(position)

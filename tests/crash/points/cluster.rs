@@ -2,7 +2,9 @@
 //! a worker that is given up in `worker`.
 
 use super::paper::{of_every_durable_role, points_of, row_of};
-use super::{at_rest, check_remains, died, dies_again, dummy, next_submission, skipped, start_again, start_doomed, submit, times};
+use super::{
+    at_rest, check_remains, died, dies_again, dummy, is_in_every_commit, next_submission, skipped, start_again, start_doomed, submit, times,
+};
 use crate::federation::load::Ledger;
 use crate::federation::remains::History;
 use crate::support::{DEADLINE, Federation};
@@ -136,7 +138,7 @@ async fn of_a_cluster_manager() {
     let here = [Scenario::Start, Scenario::Job, Scenario::WorkerComes, Scenario::WorkerGoes];
     for (point, scenario) in every_point().into_iter().filter(|(_, scenario)| here.contains(scenario)) {
         // The first batch of a start is its own, the second says so of the workers; the fifth is in the middle of a job.
-        let of: &[u32] = if point.starts_with("store.") { &[1, 2, 5] } else { &[1] };
+        let of: &[u32] = if is_in_every_commit(&point) { &[1, 2, 5] } else { &[1] };
         for spec in times(&point, of) {
             one(&mut federation, &ledger, scenario, &spec).await;
         }

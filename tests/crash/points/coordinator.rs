@@ -3,8 +3,8 @@
 
 use super::paper::{of_every_durable_role, points_of, row_of};
 use super::{
-    at_rest, check_payload_files, check_remains, died, dies_again, dummy, next_submission, past, skipped, start_again, start_doomed,
-    submit, times,
+    at_rest, check_payload_files, check_remains, died, dies_again, dummy, is_in_every_commit, next_submission, past, skipped, start_again,
+    start_doomed, submit, times,
 };
 use crate::federation::load::Ledger;
 use crate::federation::remains::History;
@@ -176,7 +176,7 @@ async fn lane(points: &[(String, Scenario)]) {
     let mut closed = 0;
     for (point, scenario) in points {
         // The first batch of a start is its own, the second says so, the third has the first party.
-        let of: &[u32] = if point.starts_with("store.") { &[1, 2, 3] } else { &[1] };
+        let of: &[u32] = if is_in_every_commit(&point) { &[1, 2, 3] } else { &[1] };
         for spec in times(point, of) {
             one(&mut federation, &ledger, *scenario, &spec, closed).await;
         }

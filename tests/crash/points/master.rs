@@ -2,8 +2,8 @@
 
 use super::paper::{of_every_durable_role, points_of, row_of};
 use super::{
-    at_rest, check_job, check_payload_files, check_remains, died, dies_again, dummy, next_submission, open_of_master, skipped, start_again,
-    start_doomed, submit, times,
+    at_rest, check_job, check_payload_files, check_remains, died, dies_again, dummy, is_in_every_commit, next_submission, open_of_master,
+    skipped, start_again, start_doomed, submit, times,
 };
 use crate::federation::load::Ledger;
 use crate::federation::remains::History;
@@ -105,7 +105,7 @@ fn promised(point: &str, time: u32, end: &'static str) -> (Vec<Option<&'static s
         // The first batch after the start's own: the job's.
         let ends = match point {
             "store.begun" => vec![None],
-            "store.applied" => vec![None, Some(end)],
+            "store.written" => vec![None, Some(end)],
             _ => vec![Some(end)],
         };
         return (ends, false);
@@ -188,7 +188,7 @@ async fn of_a_master_with_a_job_of_its_own() {
     let ledger = Ledger::default();
     for (point, scenario) in points(&[Scenario::Local, Scenario::Large, Scenario::Waiting]) {
         // The first batch of a start is its own; the second is the job, the fourth is in the middle of its way.
-        let of: &[u32] = if point.starts_with("store.") { &[1, 2, 4] } else { &[1] };
+        let of: &[u32] = if is_in_every_commit(&point) { &[1, 2, 4] } else { &[1] };
         for spec in times(&point, of) {
             one(&mut federation, &ledger, scenario, &spec).await;
         }
