@@ -1,5 +1,6 @@
 //! The metrics of real processes of every role, read as strictly as a scraper would, while a job runs.
 
+use crate::gated::{self, Gated};
 use crate::support::{Client, DEADLINE, Federation, Role, free_ports};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -321,11 +322,12 @@ async fn every_role_tells_what_it_does_while_a_job_runs() {
     );
 }
 
-/// A job with one trainer at this very party; while it runs, it is seen.
+/// A job with one trainer at this very party; while it is held, it is seen.
 async fn run_and_watch(watched: &Watched, client: &Client) {
-    let job = client
-        .submit("dummy", &json!({ "worker_num": 1, "proposal_wait_time": 1, "sleep_ms": 1500 }))
-        .await;
+    let gated = Gated::install(&watched.federation);
+    gated.shut("trainer");
+    let config = json!({ "program": gated::NAME, "worker_num": 1, "proposal_wait_time": 1 });
+    let job = client.submit("program", &config).await;
     watched
         .until("master", |scrape| scrape.sum("fedbroker_records", &["kind=\"job\""]) == 1.0)
         .await;
@@ -334,6 +336,7 @@ async fn run_and_watch(watched: &Watched, client: &Client) {
             scrape.sum("fedbroker_worker_tasks", &["state=\"running\""]) > 0.0
         })
         .await;
+    gated.open("trainer");
     for path in ["/no/such/page", &format!("/no/{job}")] {
         assert_eq!(client.get(path).await.unwrap().0, 404);
     }
