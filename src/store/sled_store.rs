@@ -288,7 +288,7 @@ impl SledStore {
     /// The barrier of a commit.
     fn sync(&self, journal: &File) -> io::Result<()> {
         #[cfg(test)]
-        if *self.disk.fault.lock().unwrap() == Some(disk::Fault::AtBarrier) {
+        if *self.disk.fault.lock().unwrap() == Some(disk::Fault::Barrier) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let began = Instant::now();

@@ -77,7 +77,7 @@ mod tests {
     /// At the barrier is the worst: the engine has the whole batch in memory.
     #[test]
     fn a_commit_that_finds_the_disk_full_is_never_seen() {
-        for fault in [Fault::AtReserve, Fault::AtBarrier, Fault::AtApply] {
+        for fault in [Fault::Reserve, Fault::Barrier, Fault::Apply] {
             let dir = tempfile::tempdir().unwrap();
             let store = SledStore::open(&Directory::open(dir.path(), "master", [1; 16]).unwrap()).unwrap();
             let kept = [("b", Some("1")), ("d", Some("1")), ("e", Some("1")), ("h", Some("1"))];
@@ -99,7 +99,7 @@ mod tests {
             };
             assert!(store.commit(&failed).unwrap_err().is_full());
             let shown = store.disk.get(b"ra").unwrap().is_some();
-            assert_eq!(shown, fault == Fault::AtApply, "whether the engine shows it");
+            assert_eq!(shown, fault == Fault::Apply, "whether the engine shows it");
             assert_eq!(store.head(), head);
             assert!(all(&store) == before);
             *store.disk.fault.lock().unwrap() = None;

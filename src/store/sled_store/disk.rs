@@ -63,11 +63,11 @@ pub(super) struct Disk {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing can be reserved.
-    AtReserve,
+    Reserve,
     /// The file system says at the barrier of the journal that it has no room.
-    AtBarrier,
+    Barrier,
     /// The engine finds none once the commit is in the journal, and shows it all the same.
-    AtApply,
+    Apply,
 }
 
 impl Disk {
@@ -147,7 +147,7 @@ impl Disk {
     /// See to it that the next commit finds room; an error leaves the engine as it was.
     pub(super) fn reserve(&self) -> Result<(), Error> {
         #[cfg(test)]
-        if *self.fault.lock().unwrap() == Some(Fault::AtReserve) {
+        if *self.fault.lock().unwrap() == Some(Fault::Reserve) {
             return Err(Error::at("reserve space for", &self.path)(io::ErrorKind::StorageFull.into()));
         }
         self.lock_reserve().ensure(&self.log, &self.path)
@@ -169,7 +169,7 @@ impl Disk {
         self.guard("write to", || {
             self.db().apply_batch(batch)?;
             #[cfg(test)]
-            if *self.fault.lock().unwrap() == Some(Fault::AtApply) {
+            if *self.fault.lock().unwrap() == Some(Fault::Apply) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
             Ok(())

@@ -176,7 +176,7 @@ async fn lane(points: &[(String, Scenario)]) {
     let mut closed = 0;
     for (point, scenario) in points {
         // The first batch of a start is its own, the second says so, the third has the first party.
-        let of: &[u32] = if is_in_every_commit(&point) { &[1, 2, 3] } else { &[1] };
+        let of: &[u32] = if is_in_every_commit(point) { &[1, 2, 3] } else { &[1] };
         for spec in times(point, of) {
             one(&mut federation, &ledger, *scenario, &spec, closed).await;
         }

@@ -92,8 +92,18 @@ async fn damage_is_told_with_the_file_and_the_next_step_and_made_no_worse() {
     let restore = format!("next: fedbroker store restore --from BACKUP --data-dir {}", data_dir.display());
 
     let db = log(&data_dir).join("store/db");
-    fs::write(&db, &fs::read(&db).unwrap()[..5000]).unwrap();
+    let all_of_db = fs::read(&db).unwrap();
+    fs::write(&db, &all_of_db[..20]).unwrap();
     damaged(&[text(&db), &restore]);
+
+    // All commits are in the journal still: with a log that ends before them nothing is lost.
+    again();
+    fs::write(&db, &all_of_db[..5000]).unwrap();
+    assert_eq!(check(&data_dir).code, 0);
+    again();
+    let journal = log(&data_dir).join("store/journal");
+    fs::remove_file(&journal).unwrap();
+    damaged(&[text(&journal), "it is missing", &restore]);
 
     again();
     fs::remove_dir_all(log(&data_dir).join("store")).unwrap();
