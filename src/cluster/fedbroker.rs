@@ -6,7 +6,7 @@ use super::convert;
 use super::parts::Shared;
 use super::{forget, logs, watch, worker_stream};
 use crate::engine::Refusal;
-use crate::machine::cluster::{Command, Reply};
+use crate::machine::cluster::{Command, Rejection, Reply};
 use crate::machine::ids::JobId;
 use crate::supervisor::Policy;
 use crate::wire::fedbroker::v1 as ours;
@@ -33,8 +33,10 @@ impl ours::cluster_server::Cluster for Fedbroker {
                 reason: String::new(),
                 worker_id: worker.as_str().to_owned(),
                 endpoints,
+                busy: false,
             },
             Err(Refusal::Rejected(rejection)) => ours::AcquireLeaseReply {
+                busy: matches!(rejection, Rejection::Busy(_)),
                 reason: rejection.to_string(),
                 ..Default::default()
             },

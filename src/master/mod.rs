@@ -3,6 +3,7 @@
 //! [`serve`] puts the parts together; [`rest`] is the door of users, `subscriber` the door of the federation, `runner` and `submitter`
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
+mod call;
 mod follower;
 pub mod index;
 mod leases;

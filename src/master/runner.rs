@@ -1,8 +1,8 @@
 //! Carries a job from its record to a verdict: compiles and packs it, then proposes it.
 
+use super::call::pause;
 use super::follower::signed;
 use super::settings::Settings;
-use super::submitter::pause;
 use super::subscriber::PEER;
 use super::turns::{Order, Turns};
 use super::{Shared, compile_dir};

@@ -2,6 +2,7 @@
 //!
 //! A call that fails is made again with backoff until it is answered; no error ends a lane. How tasks end is learnt by [`super::watch`].
 
+use super::call::{Failed, pause};
 use super::leases::Leases;
 use super::settings::Settings;
 use super::turns::Order;
@@ -26,7 +27,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
-use tonic::Status;
 use tracing::{Instrument, Span};
 
 /// Calls in flight at once: enough to fill the manager's commit batches, few enough that large payloads do not pile up in memory.
@@ -76,26 +76,6 @@ enum Unanswered {
     Over,
 }
 
-/// Why a call was not answered.
-pub(super) enum Failed {
-    /// The call failed; ask again.
-    Passing(String),
-    /// Not now; ask again.
-    Waiting(String),
-    /// The peer said that it will never do this.
-    Refused(String),
-}
-
-impl From<Status> for Failed {
-    fn from(status: Status) -> Self {
-        use tonic::Code::{FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted};
-        match status.code() {
-            InvalidArgument | FailedPrecondition | OutOfRange | ResourceExhausted => Failed::Refused(status.message().to_owned()),
-            _ => Failed::Passing(status.message().to_owned()),
-        }
-    }
-}
-
 impl Submitter {
     pub(super) fn new(shared: Shared, channel: Channel, address: String, settings: &Settings) -> Self {
         let probe = Probe::new(channel.clone(), "master");
@@ -106,7 +86,7 @@ impl Submitter {
             probe,
             watcher,
             lanes: Arc::default(),
-            leases: Leases::default(),
+            leases: Leases::new(settings.jobs.ageing()),
             ageing: settings.jobs.ageing(),
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             call_limit: Duration::from_secs(settings.patience.cluster_s),
@@ -310,7 +290,7 @@ impl Submitter {
                     tracing::debug!(?waits, why, "refused");
                     return Err(Unanswered::Refused);
                 }
-                Ok(Err(Failed::Waiting(why))) => why,
+                Ok(Err(Failed::Waiting(why) | Failed::Busy(why))) => why,
                 Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
                 Err(_) => self.unreachable("no answer in time"),
             };
@@ -359,7 +339,8 @@ impl Submitter {
                 };
                 let reply = ClusterClient::new(self.channel.clone()).acquire_lease(request).await?.into_inner();
                 if !reply.granted {
-                    return Err(Failed::Waiting(reply.reason));
+                    let refused = if reply.busy { Failed::Busy } else { Failed::Waiting };
+                    return Err(refused(reply.reason));
                 }
                 (reply.worker_id, reply.endpoints)
             }
@@ -476,14 +457,5 @@ fn span_of(effect: &Effect) -> Span {
         }
         Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } => tracing::info_span!("submitter", job = %job),
         _ => Span::none(),
-    }
-}
-
-/// A pause that grows with the number of refusals, up to 5 s.
-pub(super) async fn pause(tries: u32) {
-    if tries > 0 {
-        let mut backoff = Backoff::new();
-        let delay = (0..tries.min(8)).map(|_| backoff.delay()).last().unwrap_or_default();
-        tokio::time::sleep(delay).await;
     }
 }

@@ -21,6 +21,14 @@ impl Order {
     }
 }
 
+#[cfg(test)]
+impl Order {
+    /// Some place; a greater number is a later one.
+    pub(super) fn at(number: u64) -> Self {
+        Self(0, number)
+    }
+}
+
 /// A number of turns, given to the first in order. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Turns(Arc<Mutex<Queue>>);
@@ -95,9 +103,44 @@ impl Drop for Turn {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::machine::content::Content;
+    use crate::machine::ids::{JobId, Timestamp, TypeName};
+    use crate::machine::master::records::JobState;
+    use crate::machine::master::spec::{Provenance, Spec};
+    use crate::machine::plan::Plan;
     use futures_util::FutureExt;
+
+    /// A job that was submitted in this minute.
+    pub(in crate::master) fn aged(number: u64, minute: u64, priority: i8) -> Job {
+        let plan = Plan {
+            endpoints: 1,
+            workers: 0,
+            wait_s: 0,
+        };
+        let at = Timestamp(minute * 60_000_000);
+        let mut spec = Spec::plain(TypeName::parse("x").unwrap(), Content::default(), None, plan);
+        spec.priority = priority;
+        Job {
+            id: JobId::parse(format!("p-{number}")).unwrap(),
+            number,
+            spec,
+            provenance: Provenance::unknown(),
+            submitted_at: at,
+            changed_at: at,
+            state: JobState::Leasing,
+            step: 0,
+            tries: 0,
+            note: String::new(),
+            lease: None,
+            returning: false,
+            proposal: None,
+            steps: Vec::new(),
+            successor: None,
+            last_event: 0,
+        }
+    }
 
     #[tokio::test]
     async fn the_first_in_order_gets_the_turn_and_who_goes_away_loses_none() {
@@ -121,39 +164,7 @@ mod tests {
 
     #[test]
     fn a_point_of_priority_is_worth_its_time_of_waiting() {
-        use crate::machine::content::Content;
-        use crate::machine::ids::{JobId, Timestamp, TypeName};
-        use crate::machine::master::records::JobState;
-        use crate::machine::master::spec::{Provenance, Spec};
-        use crate::machine::plan::Plan;
-        let job = |number: u64, minute: u64, priority: i8| {
-            let plan = Plan {
-                endpoints: 1,
-                workers: 0,
-                wait_s: 0,
-            };
-            let at = Timestamp(minute * 60_000_000);
-            let mut spec = Spec::plain(TypeName::parse("x").unwrap(), Content::default(), None, plan);
-            spec.priority = priority;
-            Job {
-                id: JobId::parse(format!("p-{number}")).unwrap(),
-                number,
-                spec,
-                provenance: Provenance::unknown(),
-                submitted_at: at,
-                changed_at: at,
-                state: JobState::Leasing,
-                step: 0,
-                tries: 0,
-                note: String::new(),
-                lease: None,
-                returning: false,
-                proposal: None,
-                steps: Vec::new(),
-                successor: None,
-                last_event: 0,
-            }
-        };
+        let job = aged;
         let order = |job: &Job| Order::of(job, Duration::from_secs(300));
         assert!(order(&job(1, 0, 0)) < order(&job(2, 0, 0)), "first come");
         assert!(order(&job(2, 0, 1)) < order(&job(1, 0, 0)), "priority");

@@ -201,9 +201,12 @@ pub enum Rejection {
     /// A job cannot be forgotten yet.
     #[error("task {0} has not ended")]
     NotEnded(TaskKey),
-    /// No lease, and why.
+    /// No lease as long as no other worker comes, and why.
     #[error("{0}")]
     NotGranted(String),
+    /// No lease until others go back, and why.
+    #[error("{0}")]
+    Busy(String),
 }
 
 /// Something that happened.

@@ -29,7 +29,7 @@ impl Cluster {
         });
         let (worker, ports) = match chosen {
             Ok(chosen) => chosen,
-            Err(why) if out.events.is_empty() => return Err(Rejection::NotGranted(why)),
+            Err(why) if out.events.is_empty() => return Err(why),
             // What was taken back is recorded, and was not enough; the next try may find more.
             Err(_) => return Ok(Reply::Again),
         };
@@ -63,18 +63,19 @@ impl Cluster {
     }
 
     /// The worker with most free slots among those that can grant this, and the ports; or why there is none.
-    fn choose(&self, endpoints: u16) -> Result<(WorkerId, Vec<u16>), String> {
+    fn choose(&self, endpoints: u16) -> Result<(WorkerId, Vec<u16>), Rejection> {
         if endpoints > ENDPOINTS_MAX {
-            return Err(format!("{endpoints} endpoints were asked for, a lease has at most {ENDPOINTS_MAX}"));
+            let why = format!("{endpoints} endpoints were asked for, a lease has at most {ENDPOINTS_MAX}");
+            return Err(Rejection::NotGranted(why));
         }
         let attached = || self.index.rooms.attached.iter().filter_map(|id| Some((id, self.workers.get(id)?)));
         let most = attached().map(|(_, worker)| worker.profile.ports.len()).max();
         match most {
-            None => return Err("no worker is attached".to_owned()),
+            None => return Err(Rejection::NotGranted("no worker is attached".to_owned())),
             Some(most) if most < u32::from(endpoints) => {
-                return Err(format!(
+                return Err(Rejection::NotGranted(format!(
                     "{endpoints} endpoints were asked for, no worker has more than {most} ports"
-                ));
+                )));
             }
             Some(_) => {}
         }
@@ -83,13 +84,13 @@ impl Cluster {
             .filter_map(|(id, worker)| Some((id, worker, *self.index.rooms.free.get(id)?)))
             .collect();
         if with_slot.is_empty() {
-            return Err("no worker has a free slot for a lease".to_owned());
+            return Err(Rejection::Busy("no worker has a free slot for a lease".to_owned()));
         }
         with_slot.sort_by(|(a_id, _, a), (b_id, _, b)| b.cmp(a).then_with(|| a_id.cmp(b_id)));
         let found = with_slot
             .into_iter()
             .find_map(|(id, worker, _)| Some((id.clone(), self.free_ports(id, worker, endpoints)?)));
-        found.ok_or_else(|| format!("no worker with a free slot has {endpoints} free ports"))
+        found.ok_or_else(|| Rejection::Busy(format!("no worker with a free slot has {endpoints} free ports")))
     }
 
     fn leases_on(&self, id: &WorkerId) -> u32 {

@@ -189,6 +189,10 @@ fn refused(why: &str) -> Result<Reply, Rejection> {
     Err(Rejection::NotGranted(why.to_owned()))
 }
 
+fn busy(why: &str) -> Result<Reply, Rejection> {
+    Err(Rejection::Busy(why.to_owned()))
+}
+
 #[test]
 fn a_task_waits_for_a_worker_runs_once_and_is_remembered() {
     let mut bench = Bench::new(Rules::default());
@@ -379,9 +383,9 @@ fn a_lease_is_a_slot_and_ports_and_comes_back() {
     );
     assert_eq!(bench.acquire(Some("a"), 3), granted("w", &[7000, 7001, 7002]));
     assert_eq!(bench.acquire(Some("a"), 3), granted("w", &[7000, 7001, 7002]));
-    assert_eq!(bench.acquire(Some("b"), 2), refused("no worker with a free slot has 2 free ports"));
+    assert_eq!(bench.acquire(Some("b"), 2), busy("no worker with a free slot has 2 free ports"));
     assert_eq!(bench.acquire(Some("b"), 1), granted("w", &[7003]));
-    assert_eq!(bench.acquire(Some("c"), 0), refused("no worker has a free slot for a lease"));
+    assert_eq!(bench.acquire(Some("c"), 0), busy("no worker has a free slot for a lease"));
     bench.submit("a", "aggregator", Some("w")).unwrap();
     assert_eq!(bench.effects, vec![dispatch("w", 1, key("a", "aggregator"), 1)]);
     bench.submit("a", "trainer", None).unwrap();
