@@ -227,6 +227,7 @@ fn from_wire(news: JobNews) -> News {
         chosen: u32::try_from(chosen.len()).unwrap_or(u32::MAX),
         revision: news.revision,
         over: news.r#final,
+        last_event: 0,
     };
     News {
         announced: Some(announced),

@@ -1,7 +1,7 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
 use super::control::first_state;
-use super::federation::{PeerState, Report};
+use super::federation::{Announced, PeerState, Report};
 use super::records::{
     Job, JobState, KeyHash, Origin, Participation, ParticipationState, Purge, STEPS_MAX, Step, Submission, Task, TaskState,
 };
@@ -155,12 +155,18 @@ impl Master {
     fn apply_federation(&mut self, event: &Event, changes: &mut Changes<Key>) {
         match event {
             Event::JobAnnounced { job, announced } => {
-                self.announced.insert(job.clone(), (**announced).clone());
+                let last_event = changes.seq;
+                let announced = (**announced).clone();
+                self.announced.insert(job.clone(), Announced { last_event, ..announced });
                 changes.keys.insert(Key::Announced(job.clone()));
             }
             Event::PeerChanged { peer } => {
                 let (job, party) = (peer.job.clone(), peer.party.clone());
                 self.peers.insert((job.clone(), party.clone()), (**peer).clone());
+                if let Some(announced) = self.announced.get_mut(&job) {
+                    announced.last_event = changes.seq;
+                    changes.keys.insert(Key::Announced(job.clone()));
+                }
                 changes.keys.insert(Key::Peer(job, party));
             }
             Event::AnnouncedPurged { job } => {

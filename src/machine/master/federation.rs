@@ -7,7 +7,7 @@ use super::records::{Job, JobState, Origin, ParticipationState, Task, TaskState}
 use super::{Ctx, Effect, Event, Key, Master, Record, Rejection, Reply};
 use crate::machine::ids::{JobId, PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName};
 use crate::machine::outcome::{End, REASON_MAX, clip, one_line};
-use crate::machine::{Input, Out};
+use crate::machine::{Input, Out, Seq};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -36,6 +36,8 @@ pub struct Announced {
     pub revision: u64,
     /// Nothing more will come.
     pub over: bool,
+    /// Number of the last event that changed it, or one of its parties.
+    pub last_event: Seq,
 }
 
 /// Where a proposal stands, as far as its initiator was told.
@@ -223,6 +225,7 @@ impl Master {
         let announced = Announced {
             reason: clip(one_line(&announced.reason), REASON_MAX),
             chosen,
+            last_event: known.last_event,
             ..announced
         };
         if announced == known {

@@ -270,9 +270,8 @@ impl Machine for Master {
 
     fn last_event(&self, key: &Key) -> Option<Seq> {
         match key {
-            Key::Counter | Key::Submission(_) | Key::Purge(_) | Key::Announced(_) | Key::Peer(..) | Key::Report(_) | Key::Withdrawal(_) => {
-                None
-            }
+            Key::Counter | Key::Submission(_) | Key::Purge(_) | Key::Peer(..) | Key::Report(_) | Key::Withdrawal(_) => None,
+            Key::Announced(job) => self.announced.get(job).map(|announced| announced.last_event),
             Key::Job(id) => self.jobs.get(id).map(|job| job.last_event),
             Key::Task(key) => self.tasks.get(key).map(|task| task.last_event),
             Key::Participation(id) => self.participations.get(id).map(|participation| participation.last_event),

@@ -66,10 +66,11 @@ impl Event {
             | Event::TaskSubmitted { key, .. }
             | Event::TaskCancelling { key, .. }
             | Event::TaskEnded { key, .. } => Some(Key::Task(key.clone())),
-            // They are about other parties, and may come when the job's record is history.
-            Event::JobAnnounced { .. }
-            | Event::PeerChanged { .. }
-            | Event::AnnouncedPurged { .. }
+            // They are about other parties, and may come when the job's record is history: a story beside the job's own.
+            Event::JobAnnounced { job, .. } => Some(Key::Announced(job.clone())),
+            Event::PeerChanged { peer } => Some(Key::Announced(peer.job.clone())),
+            // What the coordinator is told is between it and this party; what is purged has no story any more.
+            Event::AnnouncedPurged { .. }
             | Event::PeerPurged { .. }
             | Event::ReportOwed { .. }
             | Event::ReportSent { .. }

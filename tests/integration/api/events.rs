@@ -122,20 +122,21 @@ async fn the_story_of_a_job_is_whole_and_goes_on() {
         live.push(stream.next().await.1);
         assert_eq!(live.last().unwrap()["job_id"], id.as_str());
     }
-    client.until(&format!("/api/v1/jobs/{id}"), |job| job["live"] == false).await;
+    let told = |job: &Value| {
+        let parties = job["parties"].as_array().into_iter().flatten();
+        parties.filter(|party| party["state"] == "success").count() == 2
+    };
+    client
+        .until(&format!("/api/v1/jobs/{id}"), |job| job["live"] == false && told(job))
+        .await;
     client.ended(&other).await;
     let story = pages(&http, &path, 3).await;
     assert!(story.len() >= live.len());
     assert_eq!(story[..live.len()], live[..]);
     assert_eq!(story[0]["type"], "job_accepted");
     let all = pages(&http, "/api/v1/events", 100).await;
-    // The story is what the log has of the job and its tasks; what other parties told is no part of it.
-    let told = |event: &Value| {
-        matches!(
-            event["type"].as_str(),
-            Some("job_announced" | "party_changed" | "report_owed" | "report_sent")
-        )
-    };
+    // The story is what the log has of the job, its tasks and the other parties; what this party tells the coordinator is no part of it.
+    let told = |event: &Value| matches!(event["type"].as_str(), Some("report_owed" | "report_sent"));
     let of_job: Vec<Value> = all
         .into_iter()
         .filter(|event| event["job_id"] == id.as_str() && !told(event))
@@ -149,6 +150,8 @@ async fn the_story_of_a_job_is_whole_and_goes_on() {
         "task_submitted",
         "task_ended",
         "job_succeeded",
+        "job_announced",
+        "party_changed",
     ] {
         assert!(kinds.contains(&kind), "{kinds:?}");
     }

@@ -12,7 +12,7 @@ use super::problem::{Code, Problem};
 use super::query::Query;
 use crate::machine::ids::JobId;
 use crate::machine::join_key;
-use crate::machine::master::{Event as Record, Record as Stored};
+use crate::machine::master::{Event as Record, Key, Record as Stored};
 use crate::master::index::Watcher;
 use crate::metrics::SseClient;
 use crate::store::{Error, Seq};
@@ -186,8 +186,11 @@ async fn story(door: &Door, job: &JobId, after: Seq) -> Result<Vec<(Seq, Record)
     let head = *door.shared.handle.head().borrow();
     blocking(move || {
         let mut last = Vec::new();
-        if let Some(Stored::Job(job)) = reader.get(&crate::machine::master::Key::Job(job.clone()))? {
+        if let Some(Stored::Job(job)) = reader.get(&Key::Job(job.clone()))? {
             last.push(job.last_event);
+        }
+        if let Some(Stored::Announced(announced)) = reader.get(&Key::Announced(job.clone()))? {
+            last.push(announced.last_event);
         }
         // The trailing empty part ends the prefix with the separator, so that job `a-1` does not find the tasks of `a-10`.
         reader.scan(&join_key(b't', &[job.as_str(), ""]), |_, record| {
