@@ -100,8 +100,11 @@ fn show(metrics: &Metrics, directory: &Directory, store: &Arc<SledStore>, space:
     });
 }
 
-/// Disk space the files below a directory take, bytes. Those that go away meanwhile count as nothing.
-fn taken_by(dir: &Path) -> std::io::Result<u64> {
+/// Disk space the files below a directory take, bytes. Those that go away meanwhile count as nothing. Blocks.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn taken_by(dir: &Path) -> std::io::Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

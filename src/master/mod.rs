@@ -4,6 +4,7 @@
 //! carry out what the machine asks for. All of them speak to the machine through `engine::Handle` only.
 
 mod call;
+mod contacts;
 mod follower;
 pub mod index;
 mod leases;
@@ -18,6 +19,7 @@ mod submitter;
 mod subscriber;
 mod timers;
 mod turns;
+pub mod waiting;
 mod watch;
 
 use crate::config::MasterOptions;
@@ -29,7 +31,7 @@ use crate::engine::recover::RecoveryReport;
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options as JobTypeOptions, Python, Registry};
 use crate::machine::content::Content;
-use crate::machine::ids::PartyId;
+use crate::machine::ids::{PartyId, Timestamp};
 use crate::machine::master::{Effect, Key, Master, Record, Rules};
 use crate::store::Error as StoreError;
 use crate::store::payload::{Payloads, Pinned};
@@ -40,6 +42,7 @@ use crate::wire::metered::channel;
 use crate::wire::serve::bind;
 use anyhow::Context;
 use bytes::Bytes;
+use contacts::{Contacts, Peer};
 use index::Index;
 use logs::Logs;
 use settings::Settings;
@@ -47,6 +50,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use waiting::Waiting;
 
 /// The longest party id: a job id is made of it, a stamp and a number, and must stay below the limit of ids.
 const PARTY_MAX: usize = 128;
@@ -72,10 +76,18 @@ pub struct Shared {
     pub instance: String,
     /// Directory for compiling.
     pub work_dir: PathBuf,
+    /// Directory of the log.
+    pub log_dir: PathBuf,
+    /// When this process began to serve.
+    pub started_at: Timestamp,
     /// What the start found.
     pub recovery: Arc<RecoveryReport>,
     /// How the subscription stands.
     pub subscription: Subscription,
+    /// Whether the peers answer.
+    pub contacts: Contacts,
+    /// What waits here.
+    pub waiting: Waiting,
     /// Which jobs there are.
     pub index: Arc<Index>,
     /// What tasks printed.
@@ -193,7 +205,8 @@ fn is_passing(error: &anyhow::Error) -> bool {
 /// The options, the port or the data directory are no good.
 pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Result<()> {
     let metrics = supervisor.metrics().clone();
-    metrics.begin("master", SystemClock.now().0);
+    let started_at = SystemClock.now();
+    metrics.begin("master", started_at.0);
     let settings = Settings::read(options.config.as_deref())?;
     let party = PartyId::parse(options.party_id.clone()).context("--party-id")?;
     anyhow::ensure!(party.as_str().len() <= PARTY_MAX, "--party-id: at most {PARTY_MAX} bytes");
@@ -230,8 +243,15 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         supervisor: supervisor.clone(),
         instance: opened.instance,
         work_dir: opened.work_dir,
+        log_dir: opened.log_dir,
+        started_at,
         recovery: Arc::new(opened.engine.report.clone()),
         subscription: Subscription::default(),
+        contacts: Contacts {
+            coordinator: Peer::new(&options.coordinator_address, coordinator.clone()),
+            cluster: Peer::new(&options.cluster_address, cluster.clone()),
+        },
+        waiting: Waiting::default(),
         index: index.clone(),
         logs: Logs::new(cluster.clone()),
     };

@@ -5,6 +5,7 @@ use super::follower::signed;
 use super::settings::Settings;
 use super::subscriber::PEER;
 use super::turns::{Order, Turns};
+use super::waiting::Line;
 use super::{Shared, compile_dir};
 use crate::job_types::PrepareInput;
 use crate::machine::ids::{JobId, TaskId, TypeName};
@@ -83,7 +84,10 @@ impl Runner {
         self.shared.supervisor.spawn("prepare", Policy::Passing, async move {
             let work = async {
                 let order = Order::of(&runner.job(&id, step).await?, runner.ageing);
+                let waits = runner.shared.waiting.join(Line::CompileTurns);
                 let _turn = runner.preparing.take(order).await;
+                drop(waits);
+                let _compiles = runner.shared.waiting.join(Line::Compiling);
                 let job = runner.job(&id, step).await?;
                 Some(runner.pack(&job).instrument(span_of("prepare", &job)).await)
             };
@@ -155,6 +159,7 @@ impl Runner {
     pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool, tries: u32) {
         let (runner, over) = (self.clone(), self.work_for(&id));
         self.shared.supervisor.spawn("propose", Policy::Passing, async move {
+            let _waits = runner.shared.waiting.join(Line::Proposals);
             pause(tries).await;
             let verdict = if legacy_call {
                 Some(Verdict::Unknown)

@@ -6,6 +6,7 @@ use super::call::{Failed, pause};
 use super::leases::Leases;
 use super::settings::Settings;
 use super::turns::Order;
+use super::waiting::{Line, Place};
 use super::watch::Watcher;
 use super::{Shared, compile_dir};
 use crate::engine::Refusal;
@@ -52,7 +53,7 @@ pub(super) struct Submitter {
 
 /// What is to be done for a job, in order.
 struct Lane {
-    queue: VecDeque<Effect>,
+    queue: VecDeque<(Effect, Place)>,
     /// Rung when there is more to do, or less: who waits looks whether it still has to.
     moved: Arc<Notify>,
 }
@@ -113,22 +114,27 @@ impl Submitter {
             | Effect::Report { .. }
             | Effect::Withdraw { .. } => return,
         };
+        let line = match effect {
+            Effect::AcquireLease { .. } => Line::Leases,
+            _ => Line::ClusterCalls,
+        };
+        let waiting = (effect, self.shared.waiting.join(line));
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get_mut(&job) {
-            lane.queue.push_back(effect);
+            lane.queue.push_back(waiting);
             lane.moved.notify_one();
             return;
         }
         let moved = Arc::new(Notify::new());
         let lane = Lane {
-            queue: VecDeque::from([effect]),
+            queue: VecDeque::from([waiting]),
             moved: moved.clone(),
         };
         lanes.insert(job.clone(), lane);
         drop(lanes);
         let submitter = self.clone();
         self.shared.supervisor.spawn("submitter", Policy::Passing, async move {
-            while let Some(effect) = submitter.next(&job) {
+            while let Some((effect, _place)) = submitter.next(&job) {
                 let span = span_of(&effect);
                 submitter.perform(effect, &moved).instrument(span).await;
             }
@@ -143,7 +149,7 @@ impl Submitter {
         }
     }
 
-    fn next(&self, job: &JobId) -> Option<Effect> {
+    fn next(&self, job: &JobId) -> Option<(Effect, Place)> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let effect = lanes.get_mut(job).and_then(|lane| lane.queue.pop_front());
         if effect.is_none() {
@@ -230,7 +236,7 @@ impl Submitter {
         match answer {
             Ok(Err(Failed::Passing(why))) => Err(Failed::Passing(self.unreachable(&why))),
             Ok(answer) => answer,
-            Err(_) => Err(Failed::Passing(self.unreachable("no answer in time"))),
+            Err(_) => Err(Failed::Passing(self.silent())),
         }
     }
 
@@ -292,7 +298,7 @@ impl Submitter {
                 }
                 Ok(Err(Failed::Waiting(why) | Failed::Busy(why))) => why,
                 Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
-                Err(_) => self.unreachable("no answer in time"),
+                Err(_) => self.silent(),
             };
             tracing::debug!(?waits, why, "trying again");
             if let Waits::Task(key, _) = waits {
@@ -321,6 +327,13 @@ impl Submitter {
         if let Some(Record::Job(record)) = self.shared.record(Key::Job(job.clone())).await {
             self.note(job, record.step, note).await;
         }
+    }
+
+    /// A call was not answered in time.
+    fn silent(&self) -> String {
+        let why = "no answer in time";
+        self.channel.contact().failed(why);
+        self.unreachable(why)
     }
 
     /// A call failed: what is known of the peer may be wrong by now.

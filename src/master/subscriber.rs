@@ -4,6 +4,7 @@
 //! crash all lead back to Subscribe. No Leave at shutdown: at a FedVision 0.1 coordinator it would break other parties' proposals.
 
 use super::settings::Patience;
+use super::waiting::Line;
 use super::{Shared, SubscriptionState};
 use crate::engine::Refusal;
 use crate::machine::ids::{ProposalId, TaskKey, TypeName};
@@ -231,6 +232,7 @@ impl Subscriber {
         let subscriber = self.clone();
         let span = tracing::info_span!("subscriber", %proposal, job = field::Empty, task = field::Empty);
         let fetching = async move {
+            let _waits = subscriber.shared.waiting.join(Line::Fetches);
             let task = subscriber.task_of(&proposal).await;
             let (result, pins) = match task {
                 Ok(task) => match subscriber.won(task).await {

@@ -207,6 +207,12 @@ impl Engine {
         self.payload_bytes.inc_by(bytes);
     }
 
+    /// How many payload files records refer to, and their bytes.
+    pub fn payloads_now(&self) -> (u64, u64) {
+        let number = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
+        (number(&self.payload_files), number(&self.payload_bytes))
+    }
+
     /// How far the loop is behind.
     pub fn depth(&self, waiting: usize, oldest: Duration) {
         self.queue.set(gauge(waiting as u64));

@@ -117,6 +117,7 @@ impl Probe {
             return Ok(kind);
         }
         let kind = hello(self.channel.clone(), self.role).await?;
+        self.channel.contact().told(kind.clone());
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((kind.clone(), Instant::now()));
         Ok(kind)
     }

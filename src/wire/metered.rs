@@ -4,6 +4,7 @@
 //! never change, hold up or swallow a message.
 
 use super::connect::{self, BadAddress};
+use super::contact::{self, Contact};
 use crate::metrics::{Call, Metrics, Peers};
 use http_body::{Frame, SizeHint};
 use std::convert::Infallible;
@@ -24,6 +25,7 @@ pub struct Channel {
     inner: tonic::transport::Channel,
     peer: &'static str,
     peers: Peers,
+    contact: Contact,
 }
 
 /// [`connect::channel`] to a peer of this role.
@@ -32,7 +34,20 @@ pub struct Channel {
 /// As there.
 pub fn channel(address: &str, peer: &'static str, metrics: &Metrics) -> Result<Channel, BadAddress> {
     let (inner, peers) = (connect::channel(address)?, metrics.peers().clone());
-    Ok(Channel { inner, peer, peers })
+    let contact = Contact::default();
+    Ok(Channel {
+        inner,
+        peer,
+        peers,
+        contact,
+    })
+}
+
+impl Channel {
+    /// Whether the peer answers.
+    pub fn contact(&self) -> &Contact {
+        &self.contact
+    }
 }
 
 impl Service<Request<Body>> for Channel {
@@ -46,13 +61,17 @@ impl Service<Request<Body>> for Channel {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut call = self.peers.call(self.peer, method(request.uri().path()));
-        let answer = self.inner.call(request);
+        let (answer, contact) = (self.inner.call(request), self.contact.clone());
         Box::pin(async move {
             match answer.await {
-                Ok(response) => Ok(metered(response, call)),
+                Ok(response) => {
+                    contact.answered();
+                    Ok(metered(response, call, Some(contact)))
+                }
                 Err(error) => {
                     // No connection, or it broke before the answer began.
                     call.end(name(Code::Unavailable));
+                    contact.failed(contact::told(&error));
                     Err(error)
                 }
             }
@@ -103,7 +122,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let call = self.peers.serve(method(request.uri().path()));
         let answer = self.inner.call(request);
-        Box::pin(async move { Ok(metered(answer.await?, call)) })
+        Box::pin(async move { Ok(metered(answer.await?, call, None)) })
     }
 }
 
@@ -111,14 +130,16 @@ where
 pub struct MeteredBody {
     inner: Body,
     call: Call,
+    /// The peer that answers; none at a server.
+    contact: Option<Contact>,
 }
 
-fn metered(response: Response<Body>, mut call: Call) -> Response<MeteredBody> {
+fn metered(response: Response<Body>, mut call: Call, contact: Option<Contact>) -> Response<MeteredBody> {
     // An answer without a message has its code in the head.
     if let Some(code) = code(response.headers()) {
         call.end(code);
     }
-    response.map(|inner| MeteredBody { inner, call })
+    response.map(|inner| MeteredBody { inner, call, contact })
 }
 
 impl http_body::Body for MeteredBody {
@@ -133,7 +154,12 @@ impl http_body::Body for MeteredBody {
                     self.call.end(code(trailers).unwrap_or(name(Code::Unknown)));
                 }
             }
-            Poll::Ready(Some(Err(status))) => self.call.end(name(status.code())),
+            Poll::Ready(Some(Err(status))) => {
+                self.call.end(name(status.code()));
+                if let Some(contact) = &self.contact {
+                    contact.failed(contact::told(status));
+                }
+            }
             // No trailers: the connection ended.
             Poll::Ready(None) => self.call.end(name(Code::Unknown)),
             Poll::Pending => {}

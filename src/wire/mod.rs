@@ -4,6 +4,7 @@
 //! [`fedvision::framework::coordinator::subscribe::Req`]. Nothing here decides; the roles do.
 
 pub mod connect;
+pub mod contact;
 pub mod metered;
 pub mod python_json;
 pub mod serve;

@@ -1,6 +1,7 @@
 //! `/livez` and `/readyz`: for whoever starts, restarts or chooses masters. Each check has a name and says why.
 //!
-//! Alive: a restart would not help. Ready: new jobs are taken. A coordinator that is away is told and fails nothing: jobs are taken and wait.
+//! Alive: a restart would not help. Ready: new jobs are taken. A coordinator or a cluster manager that is away is told and fails nothing: jobs are
+//! taken and wait. An index that is being made is told too: only lists need it.
 
 use super::{Door, retry_after};
 use crate::engine::Condition;
@@ -42,16 +43,27 @@ pub(super) async fn live(State(door): State<Door>) -> Response {
     ))]
 pub(super) async fn ready(State(door): State<Door>) -> Response {
     let condition = door.shared.handle.condition();
+    let (room, cluster) = tokio::join!(room(&door), door.shared.contacts.cluster.ask());
+    let told = |name: &'static str, trouble: Option<String>| Check {
+        name,
+        required: false,
+        trouble,
+    };
     let subscription = door.shared.subscription.get();
     let not_subscribed = || subscription.trouble.clone().unwrap_or_else(|| "not subscribed yet".to_owned());
-    let coordinator = Check {
-        name: "coordinator",
-        required: false,
-        trouble: (!subscription.connected).then(not_subscribed),
-    };
+    let unreachable = |why: &str| format!("cannot be reached at {}: {why}", door.shared.contacts.cluster.address);
+    let building = "it is being made: until then lists answer 503 index_building";
+    let index = door.shared.index.read(|_| ());
     answer(
         "ready",
-        vec![engine(condition), store(condition), disk(room(&door).await), coordinator],
+        vec![
+            engine(condition),
+            store(condition),
+            disk(room),
+            told("coordinator", (!subscription.connected).then(not_subscribed)),
+            told("cluster_manager", cluster.trouble().map(unreachable)),
+            told("index", index.is_none().then(|| building.to_owned())),
+        ],
     )
 }
 

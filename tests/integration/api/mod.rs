@@ -8,6 +8,7 @@ mod golden;
 mod lists;
 mod paper;
 mod problems;
+mod status;
 mod submit;
 
 use crate::support::{DEADLINE, Role};
