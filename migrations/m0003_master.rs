@@ -57,6 +57,8 @@ pub(super) fn event(event: old::Event) -> Result<Event, BadId> {
             job: JobId::parse(job)?,
             failure: self::failure(failure),
             at: Timestamp(at),
+            // It let go of a job at once, whatever still ran of it.
+            lingers: false,
         },
         old::Event::LeaseReleased { job } => Event::LeaseReleased { job: JobId::parse(job)? },
         other => task_event(other)?,

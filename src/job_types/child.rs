@@ -24,9 +24,12 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Run it as a compile step: it must end by itself with exit code 0. Dropping the future ends it.
-    pub(super) async fn compile(self) -> Result<(), PrepareError> {
-        let ended = exec::run(&self.shim, &self.run, &CancellationToken::new())
+    /// Run it as a compile step: it must end by itself with exit code 0.
+    pub(super) async fn compile(self, cancel: &CancellationToken) -> Result<(), PrepareError> {
+        if cancel.is_cancelled() {
+            return Err(PrepareError::new("cancelled".to_owned()));
+        }
+        let ended = exec::run(&self.shim, &self.run, cancel)
             .await
             .map_err(|error| PrepareError::new(self.not_run(&error)))?;
         match self.failure(&ended) {

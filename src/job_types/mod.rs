@@ -146,6 +146,8 @@ pub struct PrepareInput {
     pub work_dir: PathBuf,
     /// Which attempt to prepare this is, from 1.
     pub attempt: u32,
+    /// Ends the compile step; what comes of it then is of no use.
+    pub cancel: CancellationToken,
 }
 
 /// The tasks of a job.
@@ -236,7 +238,8 @@ impl Registry {
         }
     }
 
-    /// Make the tasks of a job: compile where the type has it, then pack. Dropping the future ends a running compile step.
+    /// Make the tasks of a job: compile where the type has it, then pack. Once this has returned nothing of the compile step runs any more;
+    /// dropping the future ends it too, a little later.
     ///
     /// # Errors
     /// The compile step failed, or what it wrote cannot be sent.

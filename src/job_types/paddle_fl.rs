@@ -15,7 +15,7 @@ use super::{BadJob, Place, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WOR
 use crate::machine::plan::Plan;
 use crate::wire::python_json;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 pub(super) use tasks::{run, stage};
 
 const TRAINER: &str = "fl_trainer";
@@ -98,7 +98,7 @@ pub(super) async fn prepare(place: &Place, plan: Plan, input: &PrepareInput) -> 
         config: config_text(&input.config),
         algorithm_config: input.algorithm_config.as_deref().unwrap_or_default(),
     };
-    let dir = compile(place, &parts, server, &input.work_dir).await?;
+    let dir = compile(place, &parts, server, input).await?;
     compiled::pack(&dir.join("compile"), plan.workers, &parts)
         .await
         .map_err(|why| PrepareError::new(format!("program {}: {why}", parts.program)))
@@ -117,7 +117,8 @@ fn config_text(config: &Value) -> String {
 }
 
 /// Run the compile step; the directory it ran in.
-async fn compile(place: &Place, parts: &compiled::Parts<'_>, server: &str, work_dir: &Path) -> Result<PathBuf, PrepareError> {
+async fn compile(place: &Place, parts: &compiled::Parts<'_>, server: &str, input: &PrepareInput) -> Result<PathBuf, PrepareError> {
+    let work_dir = &input.work_dir;
     let io = |e: std::io::Error| PrepareError::new(format!("cannot set up {}: {e}", work_dir.display()));
     files::clean(work_dir).await.map_err(io)?;
     let dir = tokio::fs::canonicalize(work_dir).await.map_err(io)?;
@@ -133,7 +134,7 @@ async fn compile(place: &Place, parts: &compiled::Parts<'_>, server: &str, work_
         shim: place.shim.clone(),
         run: python(place, &module, options, dir.clone()),
     };
-    let compiled = child.compile().await;
+    let compiled = child.compile(&input.cancel).await;
     compiled.map_err(|mut error| {
         tasks::explain(place, &mut error.reason, &error.stderr_tail);
         error

@@ -126,7 +126,7 @@ async fn compile(
         shim: place.shim.clone(),
         run,
     };
-    child.compile().await?;
+    child.compile(&input.cancel).await?;
     files::collect(&output)
         .await
         .map_err(|why| PrepareError::new(format!("program {}: {why}", payload.program)))

@@ -4,6 +4,7 @@ use super::*;
 use crate::wire::fedbroker::v1::{InputFile, ProgramTask};
 use bytes::Bytes;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 fn python() -> Python {
     Python {
@@ -130,6 +131,7 @@ fn prepare_input(config: Value) -> PrepareInput {
         endpoints: vec!["127.0.0.1:7000".into()],
         work_dir: "/nonexistent".into(),
         attempt: 1,
+        cancel: CancellationToken::new(),
     }
 }
 

@@ -21,6 +21,7 @@ mod timers;
 mod turns;
 pub mod waiting;
 mod watch;
+mod working;
 
 use crate::config::MasterOptions;
 use crate::engine::Handle;
@@ -51,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use waiting::Waiting;
+use working::Working;
 
 /// The longest party id: a job id is made of it, a stamp and a number, and must stay below the limit of ids.
 const PARTY_MAX: usize = 128;
@@ -88,6 +90,8 @@ pub struct Shared {
     pub contacts: Contacts,
     /// What waits here.
     pub waiting: Waiting,
+    /// Who works for which job.
+    pub working: Working,
     /// Which jobs there are.
     pub index: Arc<Index>,
     /// What tasks printed.
@@ -212,7 +216,8 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     anyhow::ensure!(party.as_str().len() <= PARTY_MAX, "--party-id: at most {PARTY_MAX} bytes");
     let coordinator = channel(&options.coordinator_address, subscriber::PEER, &metrics).context("--coordinator-address")?;
     let cluster = channel(&options.cluster_address, submitter::PEER, &metrics).context("--cluster-address")?;
-    let registry = registry(&options, &settings)?;
+    let shim = Shim::this_program()?;
+    let registry = registry(&options, &settings, shim.clone())?;
     settings.check_types(&subscribed_types(&options))?;
     let (listener, address) = bind(&options.rest_host, options.submitter_port).await.context("--submitter-port")?;
 
@@ -226,6 +231,10 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
     let owner = party.clone();
     let mut opened =
         Supervisor::blocking(move || open(&dir, "master", Some(owner.as_str()), Master::new(rules), PAYLOAD_MAX, &metrics)).await??;
+    let lock = opened.work_dir.join("running");
+    Supervisor::blocking(move || shim.guard(&lock))
+        .await?
+        .context("the lock of what is compiled")?;
     let index = Arc::new(Index::default());
     opened.engine.project(index.feed());
     let home = index::Home {
@@ -252,6 +261,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
             cluster: Peer::new(&options.cluster_address, cluster.clone()),
         },
         waiting: Waiting::default(),
+        working: Working::default(),
         index: index.clone(),
         logs: Logs::new(cluster.clone()),
     };
@@ -300,7 +310,7 @@ fn subscribed_types(options: &MasterOptions) -> Vec<String> {
         .collect()
 }
 
-fn registry(options: &MasterOptions, settings: &Settings) -> anyhow::Result<Registry> {
+fn registry(options: &MasterOptions, settings: &Settings, shim: Shim) -> anyhow::Result<Registry> {
     if let Some(dir) = &options.programs_dir {
         anyhow::ensure!(dir.is_dir(), "--programs-dir: {} is not a directory", dir.display());
     }
@@ -313,7 +323,7 @@ fn registry(options: &MasterOptions, settings: &Settings) -> anyhow::Result<Regi
             command: options.python.clone(),
             timeout: Duration::from_secs(settings.paddle_fl.compile_timeout.into()),
         },
-        shim: Shim::this_program()?,
+        shim,
         who: format!("master {}", options.party_id),
     })?)
 }
@@ -336,7 +346,7 @@ struct Executors {
 impl Executors {
     /// Hand each effect to its executor as it comes.
     fn start(self, mut queue: mpsc::UnboundedReceiver<Effect>) {
-        let supervisor = self.runner.supervisor();
+        let supervisor = self.runner.shared().supervisor.clone();
         self.subscriber.start();
         supervisor.spawn("effects", Policy::Essential, async move {
             while let Some(effect) = queue.recv().await {
@@ -361,7 +371,7 @@ impl Executors {
                     Effect::WakeAt { job, step, at } => self.timers.wake(job, step, at),
                     Effect::DeadlineAt { job, at } => self.timers.deadline(job, at),
                     Effect::GiveUp { job, ended } => {
-                        self.runner.give_up(&job);
+                        self.runner.shared().working.give_up(&job);
                         self.submitter.give_up(&job);
                         if ended {
                             self.timers.disarm(job);

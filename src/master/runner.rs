@@ -7,12 +7,12 @@ use super::subscriber::PEER;
 use super::turns::{Order, Turns};
 use super::waiting::Line;
 use super::{Shared, compile_dir};
-use crate::job_types::PrepareInput;
+use crate::job_types::{PrepareInput, Prepared};
 use crate::machine::ids::{JobId, TaskId, TypeName};
 use crate::machine::master::records::{Failure, Job, JobState};
 use crate::machine::master::{Command, Key, LocalTask, Packed, Record, Rejection, Verdict};
 use crate::store::payload::Pinned;
-use crate::supervisor::{Policy, Supervisor};
+use crate::supervisor::Policy;
 use crate::telemetry::adopt;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
@@ -22,8 +22,7 @@ use crate::wire::metadata;
 use crate::wire::metered::Channel;
 use bytes::Bytes;
 use prost::Message;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::future::Future;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
@@ -35,8 +34,6 @@ pub(super) struct Runner {
     shared: Shared,
     coordinator: Channel,
     preparing: Turns,
-    /// Of the jobs that somebody here works for: dropped by the worker, cancelled when the job moves on.
-    working: Arc<Mutex<HashMap<JobId, Weak<CancellationToken>>>>,
     /// What a point of priority is worth.
     ageing: Duration,
     /// How much longer than its window a Proposal call may take: the coordinator answers when the window closes.
@@ -49,54 +46,22 @@ impl Runner {
             shared,
             coordinator,
             preparing: Turns::new(settings.preparing.at_once),
-            working: Arc::default(),
             ageing: settings.jobs.ageing(),
             proposal_slack: Duration::from_secs(settings.patience.proposal_s),
         }
     }
 
-    pub(super) fn supervisor(&self) -> Supervisor {
-        self.shared.supervisor.clone()
-    }
-
-    /// Whoever works for a job gives up: it has moved on.
-    pub(super) fn give_up(&self, job: &JobId) {
-        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(token) = working.remove(job).and_then(|token| token.upgrade()) {
-            token.cancel();
-        }
-    }
-
-    /// Begin to work for a job; the token says when to give up.
-    fn work_for(&self, job: &JobId) -> Arc<CancellationToken> {
-        let token = Arc::new(CancellationToken::new());
-        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
-        working.insert(job.clone(), Arc::downgrade(&token));
-        if working.len().is_power_of_two() {
-            working.retain(|_, token| token.strong_count() > 0);
-        }
-        token
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Compile and pack a job.
     pub(super) fn prepare(&self, id: JobId, step: u32) {
-        let (runner, over) = (self.clone(), self.work_for(&id));
+        let (runner, work) = (self.clone(), self.shared.working.compile(&id));
         self.shared.supervisor.spawn("prepare", Policy::Passing, async move {
-            let work = async {
-                let order = Order::of(&runner.job(&id, step).await?, runner.ageing);
-                let waits = runner.shared.waiting.join(Line::CompileTurns);
-                let _turn = runner.preparing.take(order).await;
-                drop(waits);
-                let _compiles = runner.shared.waiting.join(Line::Compiling);
-                let job = runner.job(&id, step).await?;
-                Some(runner.pack(&job).instrument(span_of("prepare", &job)).await)
-            };
-            // Dropped at any moment, it ends the compile step and gives back its turn.
-            let packed = tokio::select! {
-                packed = work => packed,
-                () = over.cancelled() => None,
-            };
-            let (result, pins) = match packed {
+            let prepared = runner.prepared(&id, step, &work.over).await;
+            drop(work);
+            let (result, pins) = match prepared {
                 Some(Ok((packed, pins))) => (Ok(packed), pins),
                 Some(Err(failure)) => (Err(failure), Vec::new()),
                 None => return,
@@ -105,27 +70,56 @@ impl Runner {
         });
     }
 
-    async fn pack(&self, job: &Job) -> Result<(Packed, Vec<Pinned>), Failure> {
+    /// `None` when the job has moved on meanwhile; then nothing of it runs here any more.
+    async fn prepared(&self, id: &JobId, step: u32, over: &CancellationToken) -> Option<Result<(Packed, Vec<Pinned>), Failure>> {
+        let (_turn, job) = unless(over, async {
+            let order = Order::of(&self.job(id, step).await?, self.ageing);
+            let _waits = self.shared.waiting.join(Line::CompileTurns);
+            let turn = self.preparing.take(order).await;
+            Some((turn, self.job(id, step).await?))
+        })
+        .await??;
+        let _compiles = self.shared.waiting.join(Line::Compiling);
+        let span = span_of("prepare", &job);
+        let input = match unless(over, self.input(&job, over)).await? {
+            Ok(input) => input,
+            Err(failure) => return Some(Err(failure)),
+        };
+        // It ends when it is over, and not before its processes have.
+        let preparing = self.shared.registry.prepare(job.spec.job_type.as_str(), input);
+        let prepared = match preparing.instrument(span.clone()).await {
+            Ok(prepared) => prepared,
+            Err(_) if over.is_cancelled() => return None,
+            Err(error) => {
+                return Some(Err(Failure {
+                    reason: error.reason,
+                    exit_code: error.exit_code,
+                    stderr_tail: error.stderr_tail,
+                }));
+            }
+        };
+        unless(over, self.pack(&job, prepared).instrument(span)).await
+    }
+
+    async fn input(&self, job: &Job, over: &CancellationToken) -> Result<PrepareInput, Failure> {
         let config = self.shared.load(&job.spec.config).await.map_err(io_failure)?;
         let config = serde_json::from_slice(&config).map_err(|error| Failure::because(format!("the stored job_config: {error}")))?;
         let algorithm_config = match &job.spec.algorithm_config {
             Some(content) => Some(String::from_utf8_lossy(&self.shared.load(content).await.map_err(io_failure)?).into_owned()),
             None => None,
         };
-        let input = PrepareInput {
+        Ok(PrepareInput {
             job_id: job.id.as_str().to_owned(),
             config,
             algorithm_config,
             endpoints: job.lease.as_ref().map(|lease| lease.endpoints()).unwrap_or_default(),
             work_dir: compile_dir(&self.shared, job.number),
             attempt: job.step,
-        };
-        let prepared = self.shared.registry.prepare(job.spec.job_type.as_str(), input).await;
-        let prepared = prepared.map_err(|e| Failure {
-            reason: e.reason,
-            exit_code: e.exit_code,
-            stderr_tail: e.stderr_tail,
-        })?;
+            cancel: over.clone(),
+        })
+    }
+
+    async fn pack(&self, job: &Job, prepared: Prepared) -> Result<(Packed, Vec<Pinned>), Failure> {
         let mut pins = Vec::new();
         let mut local = Vec::new();
         for mut task in prepared.local_tasks {
@@ -157,14 +151,14 @@ impl Runner {
 
     /// Propose a job and bring back the verdict.
     pub(super) fn propose(&self, id: JobId, step: u32, legacy_call: bool, tries: u32) {
-        let (runner, over) = (self.clone(), self.work_for(&id));
+        let (runner, work) = (self.clone(), self.shared.working.call(&id));
         self.shared.supervisor.spawn("propose", Policy::Passing, async move {
             let _waits = runner.shared.waiting.join(Line::Proposals);
             pause(tries).await;
             let verdict = if legacy_call {
                 Some(Verdict::Unknown)
             } else {
-                runner.verdict(&id, step, &over).await
+                runner.verdict(&id, step, &work.over).await
             };
             if let Some(verdict) = verdict {
                 runner.tell(Command::Verdict { job: id, step, verdict }, Vec::new()).await;
@@ -295,6 +289,14 @@ impl Runner {
         if let Err(crate::engine::Refusal::Rejected(Rejection::Late(what))) = self.shared.handle.send_pinned(command, pins).await {
             tracing::debug!(?job, what, "a late outcome");
         }
+    }
+}
+
+/// What comes of this, unless it is over before: then it is dropped where it stands.
+async fn unless<T>(over: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        () = over.cancelled() => None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::watch::Watcher;
 use super::{Shared, compile_dir};
 use crate::engine::Refusal;
 use crate::machine::ids::{JobId, TaskKey};
-use crate::machine::master::records::{Lease, TaskState};
+use crate::machine::master::records::{Job, Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
@@ -162,8 +162,13 @@ impl Submitter {
         match effect {
             Effect::AcquireLease { job, step, endpoints } => self.seek_lease(job, step, endpoints, moved).await,
             Effect::ReleaseLease { job } => {
-                let _ = self.until_answered(&Waits::Anyway, moved, || self.release(&job)).await;
-                self.leases.freed();
+                // A compile step that was told to end may still use them.
+                self.shared.working.gone(&job).await;
+                let leases = |job: &Job| job.spec.plan.endpoints > 0;
+                if !matches!(self.shared.record(Key::Job(job.clone())).await, Some(Record::Job(job)) if !leases(&job)) {
+                    let _ = self.until_answered(&Waits::Anyway, moved, || self.release(&job)).await;
+                    self.leases.freed();
+                }
                 self.tell(Command::LeaseReleased { job }).await;
             }
             Effect::Submit { key, tries } => {

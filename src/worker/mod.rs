@@ -97,6 +97,15 @@ impl Worker {
 /// An option is wrong; the text names the flag and the mend.
 pub async fn serve(options: WorkerOptions, supervisor: Supervisor) -> anyhow::Result<()> {
     let shim = Shim::this_program().context("cannot find this program, which supervises the tasks")?;
+    // The manager is to hear that the tasks of an earlier process are gone when they are.
+    let (waiting, dir, name) = (shim.clone(), options.work_dir.clone(), options.name.clone());
+    let guard = move || {
+        std::fs::create_dir_all(&dir)?;
+        waiting.guard(&dir.join(format!(".running-{}", directory::component(&name))))
+    };
+    Supervisor::blocking(guard)
+        .await?
+        .context("--work-dir: the lock of what runs there")?;
     serve_with(options, supervisor, shim).await
 }
 

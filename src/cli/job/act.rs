@@ -1,18 +1,19 @@
 //! `fedbroker job cancel|rerun|hold|release|purge`: one request for each job named, or one for all that a filter finds.
 
-use super::super::output::{self, plain};
+use super::super::output::{self, plain, text};
 use super::filter::FilterOptions;
-use super::{COLUMNS, Target};
+use super::{COLUMNS, Target, duration, wait};
 use crate::cli::client::{Client, Request};
 use crate::telemetry::say;
 use clap::Args;
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// `fedbroker job cancel`
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Example:\n  fedbroker job cancel party1-20260131120000-7 --reason 'wrong data'\n  fedbroker job cancel --label sweep=3 --state running --dry-run"
+    after_help = "Example:\n  fedbroker job cancel party1-20260131120000-7 --reason 'wrong data' --wait\n  fedbroker job cancel --label sweep=3 --state running --dry-run"
 )]
 pub(super) struct CancelOptions {
     /// The jobs; or choose them with the flags below
@@ -27,6 +28,12 @@ pub(super) struct CancelOptions {
     /// With a filter: only say which jobs it finds
     #[arg(long)]
     dry_run: bool,
+    /// Come back only once nothing of them runs at this party and nothing can start
+    #[arg(long)]
+    wait: bool,
+    /// With --wait: no longer than this
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
+    timeout: Option<Duration>,
 }
 
 /// `fedbroker job rerun`
@@ -85,7 +92,11 @@ pub(super) async fn cancel(options: CancelOptions) -> anyhow::Result<ExitCode> {
         if !options.filter.is_empty() || options.dry_run {
             return super::super::exit::usage("name jobs, or choose them with flags, not both; --dry-run goes with flags");
         }
-        return each(&client, &options.target, &options.jobs, "cancel", &reason).await;
+        let (mut done, refused) = ask_each(&client, &options.jobs, "cancel", &reason).await;
+        if options.wait {
+            done = closed(&client, done, options.timeout).await?;
+        }
+        return shown(&options.target, &done, refused);
     }
     if options.filter.is_empty() {
         return super::super::exit::usage(
@@ -107,8 +118,21 @@ pub(super) async fn cancel(options: CancelOptions) -> anyhow::Result<ExitCode> {
             break;
         }
     }
+    if options.wait && !options.dry_run {
+        closed(&client, found.clone(), options.timeout).await?;
+    }
     output::list(options.target.format(), &COLUMNS[..1], "job_id", &found);
     Ok(ExitCode::SUCCESS)
+}
+
+/// These jobs, once nothing of them can run any more.
+async fn closed(client: &Client, jobs: Vec<Value>, timeout: Option<Duration>) -> anyhow::Result<Vec<Value>> {
+    let until = timeout.map(|timeout| Instant::now() + timeout);
+    let mut closed = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        closed.push(wait::closed(client, &text(&job["job_id"]), until).await?);
+    }
+    Ok(closed)
 }
 
 /// Run again.
@@ -150,6 +174,12 @@ pub(super) async fn purge(options: PurgeOptions) -> anyhow::Result<ExitCode> {
 
 /// The same for each; what was done before a refusal is shown.
 async fn each(client: &Client, target: &Target, jobs: &[String], action: &str, body: &Value) -> anyhow::Result<ExitCode> {
+    let (done, refused) = ask_each(client, jobs, action, body).await;
+    shown(target, &done, refused)
+}
+
+/// What was done, and the first refusal.
+async fn ask_each(client: &Client, jobs: &[String], action: &str, body: &Value) -> (Vec<Value>, Option<anyhow::Error>) {
     let mut done = Vec::new();
     let mut refused = None;
     for id in jobs {
@@ -162,8 +192,12 @@ async fn each(client: &Client, target: &Target, jobs: &[String], action: &str, b
             }
         }
     }
+    (done, refused)
+}
+
+fn shown(target: &Target, done: &[Value], refused: Option<anyhow::Error>) -> anyhow::Result<ExitCode> {
     if !done.is_empty() {
-        output::list(target.format(), COLUMNS, "job_id", &done);
+        output::list(target.format(), COLUMNS, "job_id", done);
     }
     refused.map_or(Ok(ExitCode::SUCCESS), Err)
 }

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// The longest a master is asked to wait with one answer.
 const TURN: Duration = Duration::from_secs(30);
 
+/// How long a master that is away is tried again by who waits until a cancelled job is closed.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(60);
+
 /// `fedbroker job wait`
 #[derive(Args, Clone, Debug)]
 #[command(after_help = concat!(
@@ -70,6 +73,29 @@ pub(super) fn code(job: &Value) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// A job once nothing of it can run any more.
+///
+/// # Errors
+/// The job is not known, the master is away for too long, or the time is over.
+pub(super) async fn closed(client: &Client, id: &str, until: Option<Instant>) -> anyhow::Result<Value> {
+    loop {
+        let left = until.map_or(TURN, |until| until.saturating_duration_since(Instant::now()).min(TURN));
+        let seconds = left.as_secs_f64().ceil();
+        let request = || {
+            let mut request = Request::get(&["api", "v1", "jobs", id]);
+            request.waits = left;
+            request.query("wait", format!("{seconds}s")).query("until", "closed")
+        };
+        let job = client.ask_patiently(CLOSING_PATIENCE, request).await?;
+        if job["live"] == false {
+            return Ok(job);
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            anyhow::bail!(TimedOut(format!("something of job {id} may still run after the time given")));
+        }
     }
 }
 

@@ -9,12 +9,15 @@ mod shim;
 pub use shim::shim_main;
 
 use crate::machine::outcome::{STDERR_TAIL_MAX, clip_front};
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
@@ -31,10 +34,17 @@ const SHIM_SLACK: Duration = Duration::from_secs(15);
 /// How much of stderr is read to find its last lines: four bytes per character of the tail.
 const TAIL_READ: u64 = 4 * STDERR_TAIL_MAX as u64;
 
+/// How long a start waits for what an earlier process left: a shim ends its program within the grace time, and reaps the rest in as much.
+const LEFT_LIMIT: Duration = Duration::from_secs(15);
+/// Pause between two looks at it.
+const LEFT_PAUSE: Duration = Duration::from_millis(5);
+
 /// Where the binary is that offers `task-shim`.
 #[derive(Clone, Debug)]
 pub struct Shim {
     path: PathBuf,
+    /// A locked file that every shim holds open, see [`Shim::guard`].
+    guard: Arc<OnceLock<File>>,
 }
 
 impl Shim {
@@ -45,12 +55,46 @@ impl Shim {
     pub fn this_program() -> std::io::Result<Self> {
         let link = Path::new("/proc/self/exe");
         let path = if link.exists() { link.to_owned() } else { std::env::current_exe()? };
-        Ok(Self { path })
+        Ok(Self::at(path))
     }
 
     /// A given binary, for tests (whose own program is no shim).
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            guard: Arc::default(),
+        }
+    }
+
+    /// Wait until nothing runs any more that an earlier process with this lock file left behind when it was killed, and let whatever is run from
+    /// now on hold the lock. Blocks, for 15 s at most.
+    ///
+    /// # Errors
+    /// The file cannot be made or locked.
+    pub fn guard(&self, lock: &Path) -> std::io::Result<()> {
+        let file = File::options().create(true).append(true).open(lock)?;
+        let until = Instant::now() + LEFT_LIMIT;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LEFT_PAUSE),
+                Err(Errno::WOULDBLOCK) => {
+                    tracing::warn!(lock = %lock.display(), "something that an earlier process ran is still there");
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let _ = self.guard.set(file);
+        Ok(())
+    }
+
+    /// What a shim gets as its stderr, which it does not use: the lock lasts until the last who has it open is gone.
+    fn held(&self) -> std::io::Result<Stdio> {
+        self.guard
+            .get()
+            .map_or_else(|| Ok(Stdio::null()), |file| Ok(Stdio::from(file.try_clone()?)))
     }
 }
 
@@ -123,7 +167,7 @@ pub async fn run(shim: &Shim, run: &Run, cancel: &CancellationToken) -> Result<E
         .current_dir(&run.dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(shim.held()?)
         // Not in our group: Ctrl-C on a terminal must reach us, not the shims.
         .process_group(0)
         .spawn()?;

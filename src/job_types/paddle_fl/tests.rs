@@ -8,6 +8,7 @@ use crate::wire::Any;
 use crate::wire::fedvision::framework::Task;
 use crate::wire::fedvision::paddle_fl::{PaddleFlAggregatorTask, PaddleFlWorkerTask};
 use prost::Message;
+use std::path::Path;
 use std::time::Duration;
 
 const YAML: &str = "batch_size: 32\n";

@@ -114,13 +114,19 @@ impl Master {
                 release(job.proposal.take(), changes);
             }),
             Event::JobNoted { job, note } => self.with_job(job, changes, |job, _| job.note.clone_from(note)),
-            Event::JobSucceeded { job, at } => self.apply_end(job, JobState::Succeeded, *at, changes),
-            Event::JobFailed { job, failure, at } => self.apply_end(job, JobState::Failed(failure.clone()), *at, changes),
+            Event::JobSucceeded { job, at } => self.apply_end(job, JobState::Succeeded, *at, false, changes),
+            Event::JobFailed { job, failure, at, lingers } => {
+                self.apply_end(job, JobState::Failed(failure.clone()), *at, *lingers, changes)
+            }
             Event::JobCancelled { job, reason, at } => {
                 let reason = reason.clone();
-                self.apply_end(job, JobState::Cancelled { reason }, *at, changes);
+                let lingers = self.lingers(job);
+                self.apply_end(job, JobState::Cancelled { reason }, *at, lingers, changes);
             }
-            Event::JobHeld { job, at } => self.leave(job, JobState::Held, *at, changes),
+            Event::JobHeld { job, at } => {
+                let lingers = self.lingers(job);
+                self.leave(job, JobState::Held, *at, lingers, changes);
+            }
             Event::JobReleased { job, at } | Event::JobWoken { job, at } => {
                 if let Some(next) = self.jobs.get(job).map(|job| first_state(&job.spec, *at)) {
                     self.step(job, next, Some(*at), changes, |_, _| {});
@@ -308,8 +314,8 @@ impl Master {
     }
 
     /// Into a final state: what was packed goes, and of the lease only the name of the worker is kept until it is back.
-    fn apply_end(&mut self, job: &JobId, state: JobState, at: Timestamp, changes: &mut Changes<Key>) {
-        self.leave(job, state, at, changes);
+    fn apply_end(&mut self, job: &JobId, state: JobState, at: Timestamp, lingers: bool, changes: &mut Changes<Key>) {
+        self.leave(job, state, at, lingers, changes);
         self.with_job(job, changes, |job, changes| {
             release(job.proposal.take(), changes);
             if let Some(lease) = &mut job.lease {
@@ -319,13 +325,12 @@ impl Master {
         });
     }
 
-    /// Out of the way of a job by itself: what it has of the cluster manager goes back, also what was granted and not told.
-    fn leave(&mut self, job: &JobId, state: JobState, at: Timestamp, changes: &mut Changes<Key>) {
-        let asked = self
-            .jobs
-            .get(job)
-            .is_some_and(|job| job.state == JobState::Leasing || job.lease.is_some());
-        self.step(job, state, Some(at), changes, |job, _| job.returning |= asked);
+    /// Out of the way of a job by itself: what it has of the cluster manager goes back, also what was granted and not told, once nothing of it that
+    /// lingers here runs any more.
+    fn leave(&mut self, job: &JobId, state: JobState, at: Timestamp, lingers: bool, changes: &mut Changes<Key>) {
+        let has_lease = |job: &Job| job.state == JobState::Leasing || job.lease.is_some();
+        let leaves = lingers || self.jobs.get(job).is_some_and(has_lease);
+        self.step(job, state, Some(at), changes, |job, _| job.returning |= leaves);
     }
 
     fn apply_purge(&mut self, event: &Event, changes: &mut Changes<Key>) {

@@ -30,12 +30,15 @@ fn jobs(master: &Master) -> Result<(), String> {
         let lease_fits = match job.state {
             JobState::Leasing if job.returning => needs_lease,
             JobState::Leasing => needs_lease && !has_lease,
+            JobState::Preparing if job.returning => !needs_lease,
             JobState::Preparing | JobState::Proposing { .. } | JobState::Running => needs_lease == has_lease && !job.returning,
             JobState::Waiting { .. } | JobState::Held => !has_lease || job.returning,
             JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => needs_lease || !has_lease,
         };
-        ensure(lease_fits && (needs_lease || !job.returning), || {
-            format!("M2 a job holds endpoints from its lease to its end: {id}")
+        ensure(lease_fits, || format!("M2 a job holds endpoints from its lease to its end: {id}"))?;
+        let open = master.has_open_task(id);
+        ensure(!(job.state.is_final() && open) || Master::owes(job), || {
+            format!("M15 a job is live until nothing of it runs: {id}")
         })?;
         let held_back = master
             .tasks_of(id)

@@ -1,6 +1,6 @@
 //! The way of a job by itself: leased, prepared, proposed, run, ended. What users and time do to it is in `control`.
 
-use super::records::{Failure, Job, JobState, Lease, TaskState};
+use super::records::{Failure, Job, JobState, Lease, Task, TaskState};
 use super::{Command, Ctx, Effect, Event, Master, Packed, Rejection, Reply, Verdict};
 use crate::machine::Out;
 use crate::machine::ids::{JobId, TaskKey};
@@ -216,12 +216,14 @@ impl Master {
             exit_code: failure.exit_code,
             stderr_tail: clip_front(failure.stderr_tail, JOB_TAIL_MAX),
         };
+        let lingers = self.lingers(id);
         out.emit(
             self,
             Event::JobFailed {
                 job: id.clone(),
                 failure,
                 at: input.now,
+                lingers,
             },
         );
         self.give_up_late(id, out);
@@ -240,6 +242,12 @@ impl Master {
     pub(super) fn close(&self, id: &JobId, out: &mut Out<Master>) {
         let closing = self.jobs.get(id).filter(|job| job.state.is_final());
         out.effects.extend(closing.and_then(|job| self.effect_of_job(job)));
+    }
+
+    /// True when something of a job may still run once it is taken out of its way: a compile step, a task that was not held back.
+    pub(super) fn lingers(&self, id: &JobId) -> bool {
+        let may_run = |task: &Task| !matches!(task.state, TaskState::Held | TaskState::Ended(_));
+        self.jobs.get(id).is_some_and(|job| job.state == JobState::Preparing) || self.tasks_of(id).any(may_run)
     }
 
     pub(super) fn has_open_task(&self, id: &JobId) -> bool {

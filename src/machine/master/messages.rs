@@ -97,7 +97,7 @@ pub enum Command {
         /// The answer.
         result: Result<Lease, String>,
     },
-    /// The lease is back at the manager.
+    /// The lease is back at the manager, and nothing of the job is left here.
     LeaseReleased {
         /// Whose.
         job: JobId,
@@ -279,8 +279,13 @@ pub enum Event {
     JobNoted { job: JobId, note: String },
     /// All its own tasks ended well.
     JobSucceeded { job: JobId, at: Timestamp },
-    /// It failed.
-    JobFailed { job: JobId, failure: Failure, at: Timestamp },
+    /// It failed; something of it may still run. (0.1.0 did not wait for that.)
+    JobFailed {
+        job: JobId,
+        failure: Failure,
+        at: Timestamp,
+        lingers: bool,
+    },
     /// A user ended it.
     JobCancelled { job: JobId, reason: String, at: Timestamp },
     /// A user holds it back.
@@ -381,7 +386,7 @@ pub enum Event {
 pub enum Effect {
     /// Ask the cluster manager for endpoints until it grants them.
     AcquireLease { job: JobId, step: u32, endpoints: u16 },
-    /// Give them back.
+    /// Give them back, if it has any, once nobody here works for it any more.
     ReleaseLease { job: JobId },
     /// Compile and pack.
     Prepare { job: JobId, step: u32 },

@@ -19,6 +19,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+pub use jobs::JOB_TAIL_MAX;
 pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, SubmitAnswer, Verdict, WonTask};
 
 use super::content::{Content, PayloadRef};

@@ -35,7 +35,8 @@ pub struct Job {
     pub note: String,
     /// What it holds at the cluster manager, until it is given back.
     pub lease: Option<Lease>,
-    /// What it holds at the cluster manager, or may hold there without knowing, is to go back before anything else is asked for.
+    /// Something of it may be left that is to be gone before anything else is asked for: endpoints at the cluster manager, also those it may hold
+    /// there without knowing, tasks that are stopped, a compile step that ends.
     pub returning: bool,
     /// The packed tasks of its proposal, while they may still have to be sent.
     pub proposal: Option<Content>,
@@ -117,7 +118,7 @@ pub enum JobState {
         /// When it may begin.
         until: Timestamp,
     },
-    /// A user holds it back; what it had at the cluster manager goes back. A user moves it on. A crash here changes nothing.
+    /// A user holds it back; what it had at the cluster manager goes back, and its compile step ends. A user moves it on. A crash here changes nothing.
     Held,
     /// Waits for endpoints and a slot at the cluster manager. The submitter moves it on with the lease. A crash here asks again under the
     /// job's id, which our manager answers with the same lease.
@@ -136,7 +137,8 @@ pub enum JobState {
     Succeeded,
     /// It could not be run, or a task of its own failed. Final; stays in memory until its lease is given back.
     Failed(Failure),
-    /// A user ended it. No task of it starts any more, those that run are stopped. Final; stays in memory until its lease is given back.
+    /// A user ended it. What is not at the cluster manager yet never gets there, what is there is stopped. Final; stays in memory until nothing of
+    /// it runs and its lease is given back.
     Cancelled {
         /// One line, in the user's words.
         reason: String,

@@ -360,10 +360,22 @@ fn a_failed_task_fails_the_job_with_its_words_and_stops_the_rest() {
     assert_eq!(
         world.pending,
         [Effect::Cancel {
-            key: trainer,
+            key: trainer.clone(),
             reason: "the job failed".into()
         }]
     );
+    // It is live until nothing of it runs, whether it has endpoints or not.
+    world.crash();
+    assert!(matches!(&world.live[&Key::Job(job.clone())], Record::Job(job) if job.returning));
+    assert!(!world.pending.iter().any(|effect| matches!(effect, Effect::ReleaseLease { .. })));
+    world
+        .send(Command::TaskEnded {
+            key: trainer,
+            outcome: outcome(End::Cancelled),
+        })
+        .unwrap();
+    assert!(world.pending.contains(&Effect::ReleaseLease { job: job.clone() }));
+    world.send(Command::LeaseReleased { job: job.clone() }).unwrap();
     let Some(Record::Job(ended)) = world.ended.get(&Key::Job(job)) else {
         panic!("the job has ended")
     };

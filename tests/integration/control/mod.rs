@@ -1,6 +1,7 @@
 //! Job control against real processes: what is cancelled stays so and runs no more, what was promised survives a kill of the master.
 
 mod cancel;
+mod hold;
 mod purge;
 mod size;
 mod times;

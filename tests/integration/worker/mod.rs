@@ -541,6 +541,7 @@ async fn the_example_learns() {
         endpoints: vec![format!("127.0.0.1:{}", free_port())],
         work_dir: dir.path().join("compile"),
         attempt: 1,
+        cancel: Default::default(),
     };
     let error = registry.prepare("program", input(json!({"rounds": 0}))).await.unwrap_err();
     assert_eq!(
@@ -589,6 +590,7 @@ async fn a_compile_step_ends_when_nobody_waits_for_it() {
         endpoints: vec![],
         work_dir: dir.path().join("compile"),
         attempt: 1,
+        cancel: Default::default(),
     };
     let family = tokio::select! {
         prepared = registry.prepare("program", input) => panic!("{prepared:?}"),

@@ -12,7 +12,7 @@ use super::jobs;
 use super::page::Jobs;
 use super::path::Id;
 use super::problem::{Code, Problem, quoted};
-use super::query::NoQuery;
+use super::query::{NoQuery, Query};
 use super::submit::{answer, key_of, provenance, refused, shown};
 use crate::machine::ids::{JobId, PartyId, TaskKey};
 use crate::machine::join_key;
@@ -26,6 +26,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::time::Duration;
 use utoipa::ToSchema;
 
 /// Jobs that one bulk cancel ends: a second or two of commits.
@@ -74,11 +75,14 @@ pub(in crate::master::rest) struct BulkAnswer {
 }
 
 /// `POST /api/v1/jobs/{id}:<action>`: the router knows no such paths.
-pub(in crate::master::rest) async fn act(state: State<Door>, Id(text): Id, none: NoQuery, request: Request) -> Result<Response, Problem> {
+pub(in crate::master::rest) async fn act(state: State<Door>, Id(text): Id, query: Query, request: Request) -> Result<Response, Problem> {
     let (id, action) = text.rsplit_once(':').unwrap_or((&text, ""));
     let id = Id(id.to_owned());
+    if action == "cancel" {
+        return cancel(state, id, query, request).await;
+    }
+    let none = query.end().map(|()| NoQuery)?;
     match action {
-        "cancel" => cancel(state, id, none, request).await,
         "rerun" => rerun(state, id, none, request).await,
         "hold" => hold(state, id, none, request).await,
         "release" => release(state, id, none, request).await,
@@ -91,24 +95,54 @@ pub(in crate::master::rest) async fn act(state: State<Door>, Id(text): Id, none:
 
 /// End a job, wherever it stands
 ///
-/// No task of it starts afterwards, and those that run are stopped. Again, it is the same.
+/// What of it is not at the cluster manager yet never gets there, and what is there is stopped. With `wait`, the answer comes once that is done: when
+/// the job is not `live` any more, nothing of it runs at this party and nothing can start. Again, it is the same.
 #[utoipa::path(post, path = "/api/v1/jobs/{job_id}:cancel", tag = "jobs", operation_id = "cancel_job", request_body = Cancel,
-    params(("job_id" = String, Path, description = "Its id")),
+    params(
+        ("job_id" = String, Path, description = "Its id"),
+        ("wait" = Option<String>, Query, description = "Answer only once it is not `live` any more, or after this time at most: `30s`, `5m`; 5 minutes at most"),
+    ),
     responses(
-        (status = 200, description = "It is cancelled", body = Job),
+        (status = 200, description = "It is cancelled; `live` tells whether something of it may still run", body = Job),
+        (status = 400, description = "A parameter is not right", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "This party has no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It has ended otherwise", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many requests wait; it is not cancelled", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Not now", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(in crate::master::rest) async fn cancel(
     State(door): State<Door>,
     Id(id): Id,
-    _: NoQuery,
+    mut query: Query,
     request: Request,
 ) -> Result<Response, Problem> {
+    let wait = jobs::time_to_wait(&mut query)?;
+    query.end()?;
+    let _place = wait.map(|_| jobs::take_wait(&door)).transpose()?;
     let Cancel { reason } = read(request, limit(&door)).await?;
     let job = known(&door, &id).await?;
-    done(&door, job.clone(), Command::Cancel { job, reason }).await
+    let command = Command::Cancel { job: job.clone(), reason };
+    door.shared.handle.send(command).await.map_err(|refusal| refused(&door, refusal))?;
+    if let Some(time) = wait {
+        closed(&door, &job, time).await?;
+    }
+    Ok(Json(shown(&door, &job).await?).into_response())
+}
+
+/// Returns once nothing of an ended job runs any more, or after a time.
+async fn closed(door: &Door, job: &JobId, time: Duration) -> Result<(), Problem> {
+    // Before the first look, so that no change between them is missed.
+    let mut watcher = door.shared.index.watch(job);
+    let end = tokio::time::sleep(time);
+    tokio::pin!(end);
+    while !jobs::is_closed(&jobs::find(door, job.as_str()).await?) {
+        tokio::select! {
+            _ = watcher.changed() => {}
+            () = &mut end => break,
+            () = door.shared.supervisor.stopped() => break,
+        }
+    }
+    Ok(())
 }
 
 /// Run an ended job again, as a new one that names it

@@ -80,7 +80,7 @@ impl Event {
             Record::JobRunning { job, at } => Self::of_job("job_running", job).at(*at),
             Record::JobNoted { job, note } => Self::of_job("job_noted", job).because(note),
             Record::JobSucceeded { job, at } => Self::of_job("job_succeeded", job).at(*at),
-            Record::JobFailed { job, failure, at } => Self {
+            Record::JobFailed { job, failure, at, .. } => Self {
                 exit_code: failure.exit_code,
                 stderr_tail: said(&failure.stderr_tail),
                 ..Self::of_job("job_failed", job).at(*at).because(&failure.reason)

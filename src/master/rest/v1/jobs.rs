@@ -10,11 +10,12 @@ use super::path::Id;
 use super::problem::{Code, Problem, quoted};
 use super::query::Query;
 use super::task::Task;
+use crate::machine::Machine;
 use crate::machine::content::Content;
 use crate::machine::ids::JobId;
 use crate::machine::join_key;
-use crate::machine::master::Record;
 use crate::machine::master::records::Job as JobRecord;
+use crate::machine::master::{Master, Record};
 use crate::master::peers::Peers;
 use crate::supervisor::Supervisor;
 use axum::Json;
@@ -24,6 +25,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The most tasks shown with a job.
 pub(in crate::master::rest) const TASKS_SHOWN: usize = 100;
@@ -80,8 +82,8 @@ pub(in crate::master::rest) async fn list(Of(door): Of<Door>, mut query: Query) 
         ("job_id" = String, Path, description = "Its id"),
         ("fields" = Option<String>, Query, description = "These fields only, with commas between"),
         ("wait" = Option<String>, Query, description = "Answer only once `until` is met, or after this time at most: `30s`, `5m`; 5 minutes at most"),
-        ("until" = Option<String>, Query, description = "`terminal`: the job has ended (so it is with `wait` alone); `change`: its `ETag` is none of \
-            `If-None-Match`"),
+        ("until" = Option<String>, Query, description = "`terminal`: the job has ended (so it is with `wait` alone); `closed`: it is not `live` any \
+            more; `change`: its `ETag` is none of `If-None-Match`"),
         ("If-None-Match" = Option<String>, Header, description = "`ETag`s that are known: 304 if it is one of them"),
     ),
     responses(
@@ -106,13 +108,7 @@ pub(in crate::master::rest) async fn get(
         let shown = Shown::of(&door, &find(&door, &id).await?, &fields).await?;
         return Ok(shown.answer(&known));
     };
-    let too_many = || {
-        Problem::new(
-            Code::TooManyWaits,
-            "too many requests wait for jobs; ask again, or follow the events",
-        )
-    };
-    let _place = door.waits.clone().try_acquire_owned().map_err(|_| too_many())?;
+    let _place = take_wait(&door)?;
     let end = tokio::time::Instant::now() + wait.time;
     // Before the first look, so that no change between them is missed.
     let mut watcher = JobId::parse(id.as_str()).ok().map(|id| door.shared.index.watch(&id));
@@ -120,6 +116,7 @@ pub(in crate::master::rest) async fn get(
         let record = find(&door, &id).await?;
         let over = |shown: &Shown| match wait.until {
             Until::Terminal => record.state.is_final(),
+            Until::Closed => is_closed(&record),
             Until::Change => !shown.is_known(&known),
         };
         let shown = Shown::of(&door, &record, &fields).await?;
@@ -134,9 +131,29 @@ pub(in crate::master::rest) async fn get(
     }
 }
 
+/// A place for a request that waits for a job.
+///
+/// # Errors
+/// There is none.
+pub(in crate::master::rest) fn take_wait(door: &Door) -> Result<OwnedSemaphorePermit, Problem> {
+    let too_many = |_| {
+        Problem::new(
+            Code::TooManyWaits,
+            "too many requests wait for jobs; ask again, or follow the events",
+        )
+    };
+    door.waits.clone().try_acquire_owned().map_err(too_many)
+}
+
+/// True once nothing more can happen to a job: it has ended, and nothing of it runs.
+pub(in crate::master::rest) fn is_closed(job: &JobRecord) -> bool {
+    !Master::is_live(&Record::Job(job.clone()))
+}
+
 /// What a request waits for.
 enum Until {
     Terminal,
+    Closed,
     Change,
 }
 
@@ -150,25 +167,34 @@ impl Wait {
         let until = match query.one("until")?.as_deref() {
             None => None,
             Some("terminal") => Some(Until::Terminal),
+            Some("closed") => Some(Until::Closed),
             Some("change") => Some(Until::Change),
             Some(other) => {
                 return Err(Problem::parameter(
                     "until",
-                    format!("{} is none; there are terminal and change", quoted(other)),
+                    format!("{} is none; there are terminal, closed and change", quoted(other)),
                 ));
             }
         };
-        let Some(text) = query.one("wait")? else {
+        let Some(time) = time_to_wait(query)? else {
             return match until {
                 Some(_) => Err(Problem::parameter("until", "needs wait, the longest time to wait, such as 30s")),
                 None => Ok(None),
             };
         };
-        let time =
-            duration(&text).ok_or_else(|| Problem::parameter("wait", format!("{} is no time up to 5m, such as 30s", quoted(&text))))?;
         let until = until.unwrap_or(Until::Terminal);
         Ok(Some(Self { time, until }))
     }
+}
+
+/// The parameter `wait`.
+///
+/// # Errors
+/// It is no time, or too long.
+pub(in crate::master::rest) fn time_to_wait(query: &mut Query) -> Result<Option<Duration>, Problem> {
+    let bad = |text: &str| Problem::parameter("wait", format!("{} is no time up to 5m, such as 30s", quoted(text)));
+    let text = query.one("wait")?;
+    text.map(|text| duration(&text).ok_or_else(|| bad(&text))).transpose()
 }
 
 /// `500ms`, `30s` or `5m`, up to [`WAIT_MAX`].

@@ -1,6 +1,7 @@
 //! `GET /api/v1/tasks`, `GET /api/v1/jobs/{id}/tasks/{task}`: the queue towards this party's cluster, and what became of it.
 
 use super::super::Door;
+use super::jobs;
 use super::page::{EVERYWHERE, Page, Place, UNDER_WAY, page};
 use super::path::{Id, Ids};
 use super::problem::{Code, Problem, quoted};
@@ -9,6 +10,7 @@ use super::task::{State, Task};
 use crate::machine::ids::TaskKey;
 use crate::machine::join_key;
 use crate::machine::master::{Key, Record};
+use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::extract::State as Of;
 use std::collections::BTreeSet;
@@ -88,8 +90,29 @@ pub(in crate::master::rest) async fn get(Of(door): Of<Door>, Ids(job, task): Ids
     responses(
         (status = 200, description = "A page", body = Page<Task>),
         (status = 400, description = "A parameter is not right", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "This party has no such job, and no task of it", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Not now", body = Problem, content_type = "application/problem+json"),
     ))]
-pub(in crate::master::rest) async fn of_job(of: Of<Door>, Id(job): Id, query: Query) -> Result<Json<Page<Task>>, Problem> {
-    list(of, query.with("job_id", job)?).await
+pub(in crate::master::rest) async fn of_job(Of(door): Of<Door>, Id(job): Id, query: Query) -> Result<Json<Page<Task>>, Problem> {
+    let page = list(Of(door.clone()), query.with("job_id", job.clone())?).await?;
+    // A job of another party has no record here, and its tasks have.
+    if page.items.is_empty() && page.next_cursor.is_none() && !has_task(&door, &job).await? {
+        jobs::find(&door, &job).await?;
+    }
+    Ok(page)
+}
+
+async fn has_task(door: &Door, job: &str) -> Result<bool, Problem> {
+    let (reader, prefix) = (door.shared.handle.reader().clone(), join_key(b't', &[job, ""]));
+    let look = move || {
+        let mut found = false;
+        let each = |_, _| {
+            found = true;
+            false
+        };
+        reader.scan(&prefix, each).map(|()| found)
+    };
+    let unreadable = |why: String| Problem::new(Code::StoreUnavailable, why);
+    let found = Supervisor::blocking(look).await.map_err(|error| unreadable(error.to_string()))?;
+    found.map_err(|error| unreadable(error.to_string()))
 }
