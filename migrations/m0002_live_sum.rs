@@ -8,7 +8,8 @@
 //!   high-water file is made with its log, so a log without it is damaged.
 //! - `FORMAT` names the oldest release that reads the directory, and the party it belongs to.
 //!
-//! Frozen with release 0.2.0. An operator sees one line in the log of the first start, which takes as long as copying the store and needs
+//! No release wrote this version, and no crash leaves it: a directory of 0.1.0 goes from version 1 to the newest one with one rename, by this step and the
+//! next. So there are no directories of it to test with; what this step does shows in the test of those of 0.1.0 (`tests/compat`). An operator sees one line in the log of the first start, which takes as long as copying the store and needs
 //! room for a second one; `fedbroker store migrate --dry-run` tells beforehand.
 //!
 //! | file | layout |

@@ -17,6 +17,7 @@ mod order;
 mod payloads;
 mod pins;
 mod quickstart;
+mod reports;
 mod rest;
 mod restart;
 mod restart_others;

@@ -245,3 +245,77 @@ async fn an_export_is_all_jobs_a_line_each() {
         "unknown_parameter"
     );
 }
+
+/// Makes so much happen that no socket takes it all.
+async fn much(http: &Http) {
+    let later = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 }, "not_before": "2999-01-01T00:00:00Z" });
+    let items: Vec<Value> = (0..1000).map(|_| later.clone()).collect();
+    for _ in 0..5 {
+        http.post("/api/v1/jobs:batch", &json!({ "items": items })).await.json(200);
+    }
+    let cancel = json!({ "filter": { "state": ["waiting"] }, "reason": "x".repeat(500) });
+    http.post("/api/v1/jobs:cancel", &cancel).await.json(200);
+}
+
+fn memory(master: &crate::support::Role) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", master.pid().unwrap())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Clients that ask for all there is and read nothing: each costs a connection, for half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_cost_no_memory_and_are_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = master(dir.path()).await;
+    let http = Http::new(&master.address);
+    much(&http).await;
+    let all = pages(&http, "/api/v1/events", 1000).await;
+    let bytes: usize = all.iter().map(|event| event.to_string().len()).sum();
+    assert!(bytes > 3_000_000, "{bytes}");
+    let before = memory(&master);
+    let mut slow = Vec::new();
+    for _ in 0..30 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(master.address.parse().unwrap()).await.unwrap();
+        let head = b"GET /api/v1/events HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\nlast-event-id: 0\r\n\r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, head).await.unwrap();
+        slow.push(stream);
+    }
+    let clients = |text: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix("fedbroker_sse_clients "))?;
+        line.parse().ok()
+    };
+    let until = async |wanted: u64| {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        let mut most = 0;
+        loop {
+            most = most.max(memory(&master));
+            if clients(&http.get("/metrics").await.text()) == Some(wanted) {
+                return most;
+            }
+            assert!(std::time::Instant::now() < deadline, "there are never {wanted} clients");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let open = until(30).await;
+    // All are cut off; meanwhile the master takes and tells what comes.
+    let (client, config) = (Client::new(&master.address), json!({ "worker_num": 0 }));
+    let (most, id) = tokio::join!(until(0), client.submit("dummy", &config));
+    let grown = most.saturating_sub(before);
+    // Each may cost half a megabyte in buffers; kept whole it would cost three times its bytes.
+    let whole = 30 * bytes as u64;
+    assert!(
+        grown < whole * 9 / 10,
+        "30 readers of {bytes} bytes: {before} before, {open} with all open, {most} at most"
+    );
+    assert_eq!(http.get(&format!("/api/v1/jobs/{id}")).await.status, 200);
+    // Who was cut off has a piece of it, from the begin, and may come back for the rest.
+    for mut stream in slow {
+        let mut rest = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest).await;
+        let text = String::from_utf8_lossy(&rest);
+        assert!(text.contains("\nid: 1\n") && rest.len() < bytes, "{} bytes", rest.len());
+    }
+}

@@ -2,16 +2,14 @@
 
 use fedbroker::machine::content::{Content, INLINE_MAX, PayloadRef};
 use fedbroker::machine::ids::{ID_MAX, JobId, ProposalId, TaskKey, Timestamp, TypeName, WorkerId};
-use fedbroker::machine::master::Record;
 use fedbroker::machine::master::records::*;
 use fedbroker::machine::master::spec::{ADDRESS_MAX, AGENT_MAX, ATTEMPTS_MAX, LABELS_LEN_MAX, TRACEPARENT_LEN, check_labels};
+use fedbroker::machine::master::{JOB_TAIL_MAX, Record};
 use fedbroker::machine::outcome::{End, Outcome, REASON_MAX, STDERR_TAIL_MAX};
 use fedbroker::machine::plan::Plan;
 use fedbroker::store::{BODY_MAX, codec};
 use std::collections::BTreeMap;
 
-/// As `JOB_TAIL_MAX` of the machine, which is its own affair.
-const JOB_TAIL_MAX: usize = 768;
 const LATEST: Timestamp = Timestamp(u64::MAX);
 
 fn id() -> String {

@@ -5,6 +5,7 @@ mod check;
 mod look;
 mod migrate;
 mod restore;
+mod trimmed;
 
 use crate::support::{BINARY, Client, Federation};
 use serde_json::{Value, json};
