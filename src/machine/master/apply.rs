@@ -1,82 +1,19 @@
 //! The only place where the master's state changes: one event at a time. Used live and in replay.
 
 use super::control::first_state;
-use super::federation::{Announced, PeerState, Report};
+use super::federation::{Announced, Report};
 use super::records::{
     Job, JobState, KeyHash, Origin, Participation, ParticipationState, Purge, STEPS_MAX, Step, Submission, Task, TaskState,
 };
-use super::{Event, Key, Master, Record};
+use super::{Event, Key, Master};
 use crate::machine::Changes;
 use crate::machine::content::Content;
 use crate::machine::ids::{JobId, ProposalId, TaskKey, Timestamp, TypeName};
-use crate::machine::outcome::{End, Outcome};
+use crate::machine::outcome::Outcome;
 
 /// Counts towards `ProposalAcceptRule::at_once`. A task whose end will never be known does not: it would count for ever.
 pub(super) fn is_under_way(task: &Task) -> bool {
     matches!(task.origin, Origin::Won(_)) && !matches!(task.state, TaskState::Ended(_) | TaskState::Submitted { watched: false })
-}
-
-pub(super) fn census_name(state: &JobState) -> &'static str {
-    match state {
-        JobState::Waiting { .. } => "job waiting",
-        JobState::Held => "job held",
-        JobState::Leasing => "job leasing",
-        JobState::Preparing => "job preparing",
-        JobState::Proposing { .. } => "job proposing",
-        JobState::Running => "job running",
-        JobState::Succeeded | JobState::Failed(_) | JobState::Cancelled { .. } => "job closing",
-    }
-}
-
-pub(super) fn census_task(state: &TaskState) -> &'static str {
-    match state {
-        TaskState::Held => "task held",
-        TaskState::Queued => "task queued",
-        TaskState::Submitted { .. } => "task submitted",
-        TaskState::Cancelling { .. } => "task cancelling",
-        TaskState::Ended(_) => "task ended",
-    }
-}
-
-/// For the metrics.
-pub(super) fn ending(record: &Record) -> &'static str {
-    match record {
-        Record::Counter(_) => "counter ended",
-        Record::Job(job) => match job.state {
-            JobState::Succeeded => "job success",
-            JobState::Failed(_) => "job failed",
-            JobState::Cancelled { .. } => "job cancelled",
-            JobState::Waiting { .. }
-            | JobState::Held
-            | JobState::Leasing
-            | JobState::Preparing
-            | JobState::Proposing { .. }
-            | JobState::Running => "job live",
-        },
-        Record::Submission(_) => "submission ended",
-        Record::Purge(_) => "purge live",
-        Record::Announced(_) => "follow ended",
-        Record::Report(_) => "report ended",
-        Record::Withdrawal(_) => "withdrawal ended",
-        // A peer is history in every state: each counts as often as it is entered.
-        Record::Peer(peer) => match peer.state {
-            PeerState::Unknown => "peer unknown",
-            PeerState::Running => "peer running",
-            PeerState::Ended(End::Succeeded) => "peer success",
-            PeerState::Ended(End::Failed) => "peer failed",
-            PeerState::Ended(End::Cancelled) => "peer cancelled",
-        },
-        Record::Task(task) => match &task.state {
-            TaskState::Ended(outcome) => outcome.end.of_task(),
-            TaskState::Held | TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. } => "task live",
-        },
-        Record::Participation(participation) => match participation.state {
-            ParticipationState::Offered => "proposal fetching",
-            ParticipationState::Won(_) => "proposal won",
-            ParticipationState::Declined(_) => "proposal declined",
-            ParticipationState::Missed(_) => "proposal missed",
-        },
-    }
 }
 
 fn hold(content: Option<&Content>, changes: &mut Changes<Key>) {

@@ -3,6 +3,7 @@
 //! Pure; run by `engine`, fed by `master`. `jobs`, `tasks` and `proposals` decide; `apply` alone changes state.
 
 mod apply;
+mod census;
 mod control;
 pub mod federation;
 pub mod invariant;
@@ -433,10 +434,10 @@ impl Machine for Master {
     fn census(&self) -> Vec<(&'static str, u64)> {
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for job in self.jobs.values() {
-            *counts.entry(apply::census_name(&job.state)).or_default() += 1;
+            *counts.entry(census::census_name(&job.state)).or_default() += 1;
         }
         for task in self.tasks.values() {
-            *counts.entry(apply::census_task(&task.state)).or_default() += 1;
+            *counts.entry(census::census_task(&task.state)).or_default() += 1;
         }
         let offered = self.participations.len() as u64;
         counts.insert("proposal fetching", offered);
@@ -450,6 +451,6 @@ impl Machine for Master {
     }
 
     fn ending(record: &Record) -> &'static str {
-        apply::ending(record)
+        census::ending(record)
     }
 }
