@@ -48,6 +48,19 @@ impl Connection {
             self.host,
             body.len()
         );
+        self.send(&request).await
+    }
+
+    /// GET and wait for the answer; the path may have a query.
+    ///
+    /// # Errors
+    /// As [`Connection::post`].
+    pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<Answer> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.host);
+        self.send(&request).await
+    }
+
+    async fn send(&mut self, request: &str) -> anyhow::Result<Answer> {
         self.stream.write_all(request.as_bytes()).await?;
         loop {
             if let Some((answer, used)) = parse(&self.buffer)? {

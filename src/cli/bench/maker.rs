@@ -3,13 +3,14 @@
 //! Every event and record comes from the machine's own decisions: commands go in, effects come back and are answered as an executor would,
 //! only many commands share a commit and nobody waits for it. Nothing here builds a record by hand.
 
+use super::made::{self, BEGIN, Group, PARTY};
 use super::progress::Progress;
 use super::tasks::{ROLE, attach, submission};
 use crate::engine::clock::{Clock, SystemClock, new_instance};
 use crate::engine::reader::{ENDED, LIVE, record_key};
 use crate::machine::cluster::{self, Cluster};
 use crate::machine::content::Content;
-use crate::machine::ids::{PartyId, TaskId, TaskKey, Timestamp, TypeName, WorkerId};
+use crate::machine::ids::{PartyId, ProposalId, TaskId, TaskKey, Timestamp, TypeName, WorkerId};
 use crate::machine::master::records::{Failure, Lease};
 use crate::machine::master::rule::ProposalAcceptRule;
 use crate::machine::master::spec::{Provenance, Spec};
@@ -28,14 +29,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// The party of a master's directory; a master is started on it with this `--party-id`.
-pub(super) const PARTY: &str = "bench";
-/// When the first record begins: 2026-01-01 UTC. The next ones follow a second apart.
-const BEGIN: Timestamp = Timestamp(1_767_225_600_000_000);
 /// A commit is made at this cost, in which a changed record counts as one of 1 KiB, about twice what those made here take.
 const FULL: usize = COST_MAX / 2;
-/// One job in ten fails.
-const FAILS: u64 = 10;
 
 /// `fedbroker bench make-store`
 #[derive(Args, Clone, Debug)]
@@ -96,12 +91,15 @@ pub(super) fn make(role: Role, dir: &Path, live: u64, finished: u64) -> anyhow::
     }
 }
 
-/// A master's directory: finished jobs, nine of ten successes, each with its task; then live ones in the states in which jobs wait.
+/// A master's directory: finished jobs as `made` says, each with its task, and proposals of others; then live jobs in the states in which jobs wait.
 fn jobs(dir: &Path, live: u64, finished: u64) -> anyhow::Result<Head> {
     anyhow::ensure!(live <= JOBS_MAX as u64, "--live: a master has at most {JOBS_MAX} jobs under way");
     let machine = Master::new(master::Rules {
         party: PartyId::parse(PARTY)?,
-        accept: ProposalAcceptRule::default(),
+        accept: ProposalAcceptRule {
+            job_types: vec!["dummy".to_owned()],
+            ..ProposalAcceptRule::default()
+        },
         propose_again: false,
         submit_tries: 10,
     });
@@ -110,31 +108,44 @@ fn jobs(dir: &Path, live: u64, finished: u64) -> anyhow::Result<Head> {
     for n in 0..finished + live {
         // A live job gets this many answers: it waits for its compile step, for the manager to take its task, or for its task's end.
         let mut answers = if n < finished { u64::MAX } else { n % 3 };
-        let fails = n % FAILS == FAILS - 1;
         let config = format!(r#"{{"worker_num":0,"sleep_ms":{}}}"#, n % 1000);
         let plan = Plan {
             endpoints: 0,
             workers: 0,
             wait_s: 0,
         };
+        let mut spec = Spec::plain(TypeName::parse(made::job_type(n))?, Content::Inline(config.into_bytes()), None, plan);
+        spec.labels = made::labels(n);
         let mut next = vec![master::Command::Submit {
-            spec: Spec::plain(TypeName::parse("dummy")?, Content::Inline(config.into_bytes()), None, plan),
+            spec,
             provenance: Provenance::unknown(),
             fingerprint: [0; 32],
         }];
+        if n < finished && Group::PROPOSED.has(n) {
+            next.push(offer(n)?);
+        }
         while let Some(command) = next.pop() {
             for effect in maker.send(command)? {
                 if answers > 0 {
                     answers -= 1;
-                    next.extend(answer(effect, fails)?);
+                    next.extend(answer(effect, Group::FAILED.has(n))?);
                 }
             }
         }
         maker.commit_if_full()?;
-        maker.now = maker.now.plus_ms(1000);
+        maker.now = made::accepted_at(n + 1);
         progress.at(n);
     }
     maker.finish("job ", live)
+}
+
+/// Another party's proposal, announced when the nth job comes.
+fn offer(n: u64) -> anyhow::Result<master::Command> {
+    let stamp = SystemClock.stamp(made::accepted_at(n));
+    Ok(master::Command::Offered {
+        proposal: ProposalId::parse(format!("other-{stamp}-{}-coo_1", n + 1))?,
+        job_type: TypeName::parse(if Group::MISSED.has(n) { "dummy" } else { "program" })?,
+    })
 }
 
 /// What an executor of the master would come back with.
@@ -171,9 +182,12 @@ fn answer(effect: master::Effect, fails: bool) -> anyhow::Result<Option<master::
             Some(C::TaskEnded { key, outcome })
         }
         E::ReleaseLease { job } => Some(C::LeaseReleased { job }),
+        E::Fetch { proposal } => {
+            let result = Err("another party was chosen".to_owned());
+            Some(C::Fetched { proposal, result })
+        }
         E::Cancel { .. }
         | E::Propose { .. }
-        | E::Fetch { .. }
         | E::WakeAt { .. }
         | E::DeadlineAt { .. }
         | E::GiveUp { .. }

@@ -6,8 +6,11 @@
 
 mod drive;
 mod federation;
+mod history;
 mod http;
+mod made;
 mod maker;
+mod pages;
 mod payload;
 mod place;
 mod process;
@@ -43,6 +46,8 @@ enum Command {
     Federation(federation::FederationOptions),
     /// How long a start takes, and how much memory, with so many records
     Recover(recover::RecoverOptions),
+    /// Pages of a long history at a master while submits run
+    History(history::HistoryOptions),
     /// Large payloads from REST to the worker, and the memory they take on the way
     Payload(payload::PayloadOptions),
     /// Write a data directory with so many live and finished jobs or tasks
@@ -83,6 +88,7 @@ pub(super) fn run(options: BenchOptions) -> anyhow::Result<ExitCode> {
                 Command::Rest(options) => rest::run(options).await,
                 Command::Federation(options) => federation::run(options).await,
                 Command::Recover(options) => recover::run(options).await,
+                Command::History(options) => history::run(options).await,
                 Command::Payload(options) => payload::run(options).await,
                 Command::MakeStore(_) => Ok(ExitCode::SUCCESS),
             }

@@ -1,7 +1,8 @@
 //! `fedbroker bench recover`: a role is started on a store of so many records, as a process of its own, until it serves.
 
 use super::Common;
-use super::maker::{self, PARTY};
+use super::made::PARTY;
+use super::maker;
 use super::place::Place;
 use super::process;
 use super::progress::Progress;

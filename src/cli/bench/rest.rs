@@ -105,16 +105,7 @@ async fn own_master(place: &Place, connections: usize, length: Duration) -> anyh
     let measured = submits_and_queries(&master.address, connections, length).await?;
     master.kill().await?;
     master.restart().await?;
-    let status = RestClient::new(&master.address)?
-        .ask(Request::get(&["api", "v1", "status"]))
-        .await?;
-    let recovered: u64 = status["recovery"]["records"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(what, _)| what.starts_with("job "))
-        .filter_map(|(_, n)| n.as_u64())
-        .sum();
+    let recovered = jobs_recovered(&master.address).await?;
     anyhow::ensure!(
         recovered == measured.jobs as u64,
         "{} jobs were acknowledged, and {recovered} are there after a kill and a restart",
@@ -122,6 +113,17 @@ async fn own_master(place: &Place, connections: usize, length: Duration) -> anyh
     );
     master.stop().await;
     Ok(measured.values)
+}
+
+/// How many jobs the master found under way when it started.
+///
+/// # Errors
+/// It does not say.
+pub(super) async fn jobs_recovered(endpoint: &str) -> anyhow::Result<u64> {
+    let status = RestClient::new(endpoint)?.ask(Request::get(&["api", "v1", "status"])).await?;
+    let records = status["recovery"]["records"].as_object().into_iter().flatten();
+    let of_jobs = records.filter(|(what, _)| what.starts_with("job "));
+    Ok(of_jobs.filter_map(|(_, n)| n.as_u64()).sum())
 }
 
 async fn start_master(dir: &Path, silent: &str) -> anyhow::Result<Role> {
@@ -147,11 +149,7 @@ async fn submits_and_queries(endpoint: &str, connections: usize, length: Duratio
     let body: Arc<str> = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } }).to_string().into();
     let mut submitters = Vec::new();
     for _ in 0..connections {
-        submitters.push(Submitter {
-            connection: Connection::open(endpoint).await?,
-            body: body.clone(),
-            ids: Vec::new(),
-        });
+        submitters.push(Submitter::new(Connection::open(endpoint).await?, body.clone()));
     }
     let submits = drive(&supervisor, submitters, Until::Over(length)).await?;
     let ids: HashSet<&String> = submits.clients.iter().flat_map(|(client, _)| &client.ids).collect();
@@ -181,6 +179,13 @@ pub(super) struct Submitter {
     pub(super) body: Arc<str>,
     /// What was acknowledged.
     pub(super) ids: Vec<String>,
+}
+
+impl Submitter {
+    pub(super) fn new(connection: Connection, body: Arc<str>) -> Self {
+        let ids = Vec::new();
+        Self { connection, body, ids }
+    }
 }
 
 impl Client for Submitter {

@@ -6,8 +6,7 @@
 use super::postings::Postings;
 use crate::machine::ids::Timestamp;
 use roaring::RoaringTreemap;
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Jobs of one piece of the columns: small enough to be let go when its jobs are purged, large enough that a search skips quickly.
@@ -49,26 +48,6 @@ pub struct Wanted {
     pub digits: Option<String>,
 }
 
-/// Hashes are good already.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-}
-
 /// One piece of the columns.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Chunk {
@@ -77,7 +56,12 @@ pub(super) struct Chunk {
     pub created: Vec<u64>,
     pub stamps: Vec<u64>,
     pub states: Vec<u8>,
+    /// Least and greatest value there has been in each column, so that a search passes over the piece without a look inside.
+    spans: [Span; 2],
 }
+
+/// From the least to the greatest; none yet if they are the other way round.
+type Span = (u64, u64);
 
 impl Chunk {
     pub(super) fn new() -> Self {
@@ -87,21 +71,23 @@ impl Chunk {
             created: vec![0; size],
             stamps: vec![0; size],
             states: vec![NOBODY; size],
+            spans: [(u64::MAX, 0); 2],
+        }
+    }
+
+    /// A job has come to this place.
+    fn count(&mut self, at: usize) {
+        self.count += 1;
+        for (span, value) in self.spans.iter_mut().zip([self.created[at], self.stamps[at]]) {
+            *span = (span.0.min(value), span.1.max(value));
         }
     }
 
     fn may_fit(&self, wanted: &Wanted) -> bool {
-        let there = |column: &[u64], range: &Range<u64>| {
-            let values = self
-                .states
-                .iter()
-                .zip(column)
-                .filter(|(state, _)| **state != NOBODY)
-                .map(|(_, value)| value);
-            values.clone().any(|value| range.contains(value))
-        };
-        wanted.created.as_ref().is_none_or(|range| there(&self.created, range))
-            && wanted.stamps.as_ref().is_none_or(|range| there(&self.stamps, range))
+        let there = |(least, greatest): Span, range: &Range<u64>| range.start <= greatest && least < range.end;
+        let [created, stamps] = self.spans;
+        wanted.created.as_ref().is_none_or(|range| there(created, range))
+            && wanted.stamps.as_ref().is_none_or(|range| there(stamps, range))
     }
 }
 
@@ -112,7 +98,7 @@ pub struct Columns {
     pub(super) all: RoaringTreemap,
     pub(super) states: BTreeMap<u8, RoaringTreemap>,
     pub(super) types: BTreeMap<String, RoaringTreemap>,
-    pub(super) labels: HashMap<u64, Postings, BuildHasherDefault<Same>>,
+    pub(super) labels: BTreeMap<u64, Postings>,
     /// Jobs removed since the sets were last swept.
     removed: u64,
 }
@@ -162,9 +148,9 @@ impl Columns {
         let chunk = self.chunks.entry(chunk).or_insert_with(Chunk::new);
         let before = std::mem::replace(&mut chunk.states[at], entry.state);
         if before == NOBODY {
-            chunk.count += 1;
             chunk.created[at] = entry.created_at.0;
             chunk.stamps[at] = entry.stamp;
+            chunk.count(at);
             self.all.insert(entry.number);
             self.types.entry(entry.job_type.clone()).or_default().insert(entry.number);
             for label in &entry.labels {
@@ -183,12 +169,12 @@ impl Columns {
 
     /// A piece of a checkpoint; the sets that follow from it are made again.
     pub(super) fn take_chunk(&mut self, at: u64, mut chunk: Chunk) {
-        chunk.count = 0;
-        for (number, state) in (at.saturating_mul(CHUNK)..).zip(&chunk.states) {
-            if *state != NOBODY {
-                chunk.count += 1;
+        for (number, place) in (at.saturating_mul(CHUNK)..).zip(0..chunk.states.len()) {
+            let state = chunk.states[place];
+            if state != NOBODY {
+                chunk.count(place);
                 self.all.insert(number);
-                self.states.entry(*state).or_default().insert(number);
+                self.states.entry(state).or_default().insert(number);
             }
         }
         if chunk.count > 0 {

@@ -20,15 +20,22 @@ pub fn state_number(state: StepName) -> u8 {
     }
 }
 
-/// What the index keeps of a job.
-pub(super) fn entry(job: &Job) -> Entry {
-    Entry {
-        number: job.number,
-        stamp: stamp_of(&job.id).unwrap_or_default(),
-        created_at: job.submitted_at,
-        state: state_number(job.state.step_name()),
-        job_type: job.spec.job_type.to_string(),
-        labels: job.spec.labels.iter().flat_map(|(key, value)| label_hashes(key, value)).collect(),
+/// Whether a state, as the index numbers it, is one that nothing leads out of.
+pub fn has_ended(state: u8) -> bool {
+    (state_number(StepName::Succeeded)..=state_number(StepName::Cancelled)).contains(&state)
+}
+
+impl Entry {
+    /// What the index keeps of a job.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            number: job.number,
+            stamp: stamp_of(&job.id).unwrap_or_default(),
+            created_at: job.submitted_at,
+            state: state_number(job.state.step_name()),
+            job_type: job.spec.job_type.to_string(),
+            labels: job.spec.labels.iter().flat_map(|(key, value)| label_hashes(key, value)).collect(),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ mod tests;
 mod watch;
 
 pub use columns::{Columns, Entry, Wanted};
-pub use entry::{label_hashes, state_number};
+pub use entry::{has_ended, label_hashes, state_number};
 pub use watch::Watcher;
 
 use crate::engine::projection::Projection;
@@ -22,7 +22,7 @@ use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Master, Record};
 use crate::store::{Error, Seq};
 use crate::supervisor::Supervisor;
-use entry::{entry, job_of, number_of};
+use entry::{job_of, number_of};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +105,15 @@ impl Index {
         }
     }
 
+    /// One that is made.
+    #[cfg(test)]
+    pub fn of(columns: Columns) -> Self {
+        Self {
+            phase: RwLock::new(Phase::Ready(Box::new(columns), 0)),
+            ..Self::default()
+        }
+    }
+
     /// Be told of every commit that changes this job or its tasks, from now on.
     pub fn watch(self: &Arc<Self>, job: &crate::machine::ids::JobId) -> Watcher {
         self.watchers.watch(job)
@@ -145,7 +154,7 @@ impl Index {
     /// From the checkpoint and what changed since, or from all records. Blocks.
     fn make(&self, home: &Home) -> Result<(), Error> {
         let began = Instant::now();
-        let found = checkpoint::load(&home.path).and_then(|bytes| checkpoint::decode(&bytes, &home.instance));
+        let found = checkpoint::load(&home.path, &home.instance);
         let caught_up = match found {
             Some((columns, seq)) => catch_up(columns, seq, home)?,
             None => None,
@@ -177,14 +186,18 @@ impl Index {
         columns.len()
     }
 
+    /// Write the checkpoint, a piece at a time: what the loop commits meanwhile goes on between them.
     fn save(&self, home: &Home) -> std::io::Result<()> {
-        let bytes = {
+        let began = {
             let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
-            let Phase::Ready(columns, seq) = &*phase else { return Ok(()) };
+            let Phase::Ready(_, seq) = &*phase else { return Ok(()) };
             self.changes.store(0, Ordering::Relaxed);
-            checkpoint::encode(columns, &home.instance, *seq)
+            *seq
         };
-        checkpoint::save(&home.path, &bytes)
+        checkpoint::save(&home.path, &home.instance, began, |place, out| {
+            // Once it is made it stays so.
+            self.read(|columns| checkpoint::piece(columns, place, out)).flatten()
+        })
     }
 }
 
@@ -214,7 +227,7 @@ fn catch_up(mut columns: Columns, seq: Seq, home: &Home) -> Result<Option<Column
     }
     for job in jobs {
         match home.reader.get(&Key::Job(job.clone()))? {
-            Some(Record::Job(record)) => columns.put(&entry(&record)),
+            Some(Record::Job(record)) => columns.put(&Entry::of(&record)),
             _ => number_of(&job).into_iter().for_each(|number| columns.remove(number)),
         }
     }
@@ -226,7 +239,7 @@ fn scan(home: &Home) -> Result<Columns, Error> {
     let mut columns = Columns::default();
     home.reader.scan(b"j", |_, record| {
         if let Record::Job(job) = record {
-            columns.put(&entry(&job));
+            columns.put(&Entry::of(&job));
         }
         true
     })?;
@@ -243,7 +256,7 @@ struct Feed {
 
 impl Feed {
     fn job(&mut self, job: &Job) {
-        self.changes.push(Change::Put(entry(job)));
+        self.changes.push(Change::Put(Entry::of(job)));
     }
 }
 

@@ -1,17 +1,56 @@
 //! The index against a plain list of jobs.
 
-use super::checkpoint::{decode, encode};
+use super::checkpoint::{decode, piece, write};
 use super::columns::{CHUNK, Columns, Entry, Wanted};
 use super::label_hashes;
 use crate::machine::ids::Timestamp;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The bytes of a checkpoint of an index that nobody changes.
+fn encode(columns: &Columns) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(&mut bytes, "instance", 7, |place, out| piece(columns, place, out)).unwrap();
+    bytes
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Put(Entry),
     Move(prop::sample::Index, u8),
     Remove(prop::sample::Index),
+}
+
+impl Act {
+    /// Do it to an index and to a plain list; gives the number of the job it is about. No number is `given` twice.
+    fn apply(self, columns: &mut Columns, plain: &mut BTreeMap<u64, Entry>, given: &mut BTreeSet<u64>) -> Option<u64> {
+        let number = match self {
+            // What a job is does not change, and a number is not given again.
+            Act::Put(entry) if !given.insert(entry.number) => return None,
+            Act::Put(entry) => {
+                columns.put(&entry);
+                let number = entry.number;
+                plain.insert(number, entry);
+                number
+            }
+            Act::Move(which, state) if !plain.is_empty() => {
+                let number = *plain.keys().nth(which.index(plain.len())).unwrap();
+                let entry = plain.get_mut(&number).unwrap();
+                entry.state = state;
+                columns.put(entry);
+                number
+            }
+            Act::Remove(which) if !plain.is_empty() => {
+                let number = *plain.keys().nth(which.index(plain.len())).unwrap();
+                plain.remove(&number);
+                columns.remove(number);
+                columns.remove(number);
+                number
+            }
+            _ => return None,
+        };
+        Some(number)
+    }
 }
 
 fn labels() -> impl Strategy<Value = Vec<u64>> {
@@ -84,27 +123,7 @@ proptest! {
         let (mut columns, mut plain) = (Columns::default(), BTreeMap::<u64, Entry>::new());
         let mut given = BTreeSet::new();
         for act in acts {
-            match act {
-                // What a job is does not change, and a number is not given again.
-                Act::Put(entry) if !given.insert(entry.number) => {}
-                Act::Put(entry) => {
-                    columns.put(&entry);
-                    plain.insert(entry.number, entry);
-                }
-                Act::Move(which, state) if !plain.is_empty() => {
-                    let number = *plain.keys().nth(which.index(plain.len())).unwrap();
-                    let entry = plain.get_mut(&number).unwrap();
-                    entry.state = state;
-                    columns.put(entry);
-                }
-                Act::Remove(which) if !plain.is_empty() => {
-                    let number = *plain.keys().nth(which.index(plain.len())).unwrap();
-                    plain.remove(&number);
-                    columns.remove(number);
-                    columns.remove(number);
-                }
-                _ => {}
-            }
+            act.apply(&mut columns, &mut plain, &mut given);
         }
         let mut found: Vec<u64> = plain.values().filter(|entry| fits(entry, &wanted)).map(|entry| entry.number).collect();
         if descending {
@@ -116,13 +135,46 @@ proptest! {
         found.truncate(limit);
         prop_assert_eq!(columns.find(&wanted, descending, after, limit), found.clone());
         prop_assert_eq!(columns.len(), plain.len() as u64);
-        let bytes = encode(&columns, "instance", 7);
+        let bytes = encode(&columns);
         let (mut back, seq) = decode(&bytes, "instance").unwrap();
         prop_assert_eq!(seq, 7);
         prop_assert_eq!(back.find(&wanted, descending, after, limit), found.clone());
         back.sweep();
         prop_assert_eq!(back.find(&wanted, descending, after, limit), found);
         prop_assert!(decode(&bytes, "other").is_none());
+    }
+
+    /// A checkpoint that was written while jobs came, moved and went, with each of those jobs looked at again, is the index as it is.
+    #[test]
+    fn a_checkpoint_written_meanwhile_is_caught_up_with(
+        before in prop::collection::vec(act(), 0..60),
+        meanwhile in prop::collection::vec(act(), 0..60),
+        pace in 1..8usize,
+        wanted in prop::collection::vec(wanted(), 8),
+    ) {
+        let (mut columns, mut plain, mut given) = (Columns::default(), BTreeMap::new(), BTreeSet::new());
+        for act in before {
+            act.apply(&mut columns, &mut plain, &mut given);
+        }
+        let (mut touched, mut acts) = (BTreeSet::new(), meanwhile.into_iter());
+        let mut bytes = Vec::new();
+        write(&mut bytes, "instance", 7, |place, out| {
+            let next = piece(&columns, place, out);
+            for act in acts.by_ref().take(pace) {
+                touched.extend(act.apply(&mut columns, &mut plain, &mut given));
+            }
+            next
+        }).unwrap();
+        let (mut back, _) = decode(&bytes, "instance").unwrap();
+        for number in touched {
+            match plain.get(&number) {
+                Some(entry) => back.put(entry),
+                None => back.remove(number),
+            }
+        }
+        for wanted in wanted {
+            prop_assert_eq!(back.find(&wanted, true, None, 1000), columns.find(&wanted, true, None, 1000));
+        }
     }
 
     /// A file with any byte changed, or cut anywhere, is no index.
@@ -134,7 +186,7 @@ proptest! {
             let (stamp, created_at, job_type) = (20_260_101_000_000, Timestamp(number), "x".to_owned());
             columns.put(&Entry { number, stamp, created_at, state: 6, job_type, labels });
         }
-        let mut bytes = encode(&columns, "instance", 7);
+        let mut bytes = encode(&columns);
         let at = at.index(bytes.len());
         prop_assert!(decode(&bytes[..at], "instance").is_none());
         bytes[at] ^= change;

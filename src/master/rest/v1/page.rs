@@ -7,12 +7,12 @@ use super::cursor::List;
 use super::filter::Filter;
 use super::problem::{Code, Problem};
 use super::query::Query;
-use crate::engine::reader::{ENDED, LIVE};
+use crate::engine::reader::{ENDED, LIVE, Reader};
 use crate::machine::Machine;
-use crate::machine::ids::JobId;
+use crate::machine::ids::{JobId, PartyId};
 use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Master, Record};
-use crate::master::index::Columns;
+use crate::master::index::{Columns, Index, has_ended};
 use crate::store::Error;
 use crate::supervisor::Supervisor;
 use serde::Serialize;
@@ -89,46 +89,62 @@ pub(in crate::master::rest) async fn page<T: ToSchema + Send + 'static>(
     fits: impl Fn(Record) -> Option<T> + Send + 'static,
 ) -> Result<Page<T>, Problem> {
     let reader = door.shared.handle.reader().clone();
-    let read = move || {
-        // Live ones first: one that ends meanwhile is seen twice, and the later look counts. The other way round it would be missed.
-        let mut found: BTreeMap<Vec<u8>, Record> = BTreeMap::new();
-        let mut whole_to: Option<Vec<u8>> = None;
-        for part in parts {
-            let records = reader.page(*part, &prefix, place.after.as_deref(), LOOK_MAX)?;
-            if records.len() == LOOK_MAX {
-                let last = records.last().map(|(key, _)| Master::key_bytes(key));
-                whole_to = match (whole_to, last) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
-                    (a, b) => a.or(b),
-                };
-            }
-            found.extend(
-                records
-                    .into_iter()
-                    .map(|(key, record): (Key, Record)| (Master::key_bytes(&key), record)),
-            );
-        }
-        let mut items = Vec::new();
-        let mut last = None;
-        for (key, record) in found {
-            if whole_to.as_ref().is_some_and(|end| key > *end) {
-                break;
-            }
-            if items.len() == place.limit {
-                return Ok((items, last));
-            }
-            items.extend(fits(record));
-            last = Some(key);
-        }
-        Ok((items, whole_to))
-    };
+    let (limit, after) = (place.limit, place.after.clone());
+    let read = move || walk(&reader, &prefix, parts, after, limit, fits);
     let unreadable = |why: String| Problem::new(Code::StoreUnavailable, why);
-    let read: Result<(Vec<T>, Option<Vec<u8>>), Error> = Supervisor::blocking(read).await.map_err(|error| unreadable(error.to_string()))?;
+    let read = Supervisor::blocking(read).await.map_err(|error| unreadable(error.to_string()))?;
     let (items, last) = read.map_err(|error| unreadable(error.to_string()))?;
     Ok(Page {
         items,
         next_cursor: last.map(|position| place.list.cursor(&position)),
     })
+}
+
+/// Items, and the key behind which the walk goes on if there is more.
+type Walked<T> = (Vec<T>, Option<Vec<u8>>);
+
+fn walk<T>(
+    reader: &Reader<Master>,
+    prefix: &[u8],
+    parts: &[u8],
+    mut after: Option<Vec<u8>>,
+    limit: usize,
+    fits: impl Fn(Record) -> Option<T>,
+) -> Result<Walked<T>, Error> {
+    let (mut items, mut last, mut looked) = (Vec::new(), None, 0);
+    // One more than is shown, to know whether there is a next page.
+    let mut look = limit + 1;
+    loop {
+        // Live ones first: one that ends meanwhile is seen twice, and the later look counts. The other way round it would be missed.
+        let mut found: BTreeMap<Vec<u8>, Record> = BTreeMap::new();
+        let mut whole_to: Option<Vec<u8>> = None;
+        for part in parts {
+            let records = reader.page(*part, prefix, after.as_deref(), look)?;
+            if records.len() == look
+                && let Some((key, _)) = records.last()
+            {
+                let end = Master::key_bytes(key);
+                whole_to = Some(whole_to.map_or(end.clone(), |other| other.min(end)));
+            }
+            found.extend(records.into_iter().map(|(key, record)| (Master::key_bytes(&key), record)));
+        }
+        for (key, record) in found {
+            if whole_to.as_ref().is_some_and(|end| key > *end) {
+                break;
+            }
+            if items.len() == limit {
+                return Ok((items, last));
+            }
+            items.extend(fits(record));
+            last = Some(key);
+        }
+        looked += look;
+        if whole_to.is_none() || looked >= LOOK_MAX {
+            return Ok((items, whole_to));
+        }
+        after = whole_to;
+        look = (2 * look).min(LOOK_MAX - looked).max(1);
+    }
 }
 
 /// Both parts.
@@ -163,42 +179,7 @@ impl Jobs {
             door.shared.handle.reader().clone(),
             door.shared.party.clone(),
         );
-        let read = move || -> Result<Option<Found>, Error> {
-            let wanted = self.filter.wanted(party.as_str());
-            let (mut found, mut after, mut looked) = (Vec::new(), self.after, 0);
-            loop {
-                // One more than is shown, to know whether there is a next page.
-                let ask = limit - found.len() + 1;
-                let look = |columns: &Columns| {
-                    let numbers = columns.find(&wanted, self.descending, after, ask);
-                    let name = |number| columns.stamp_and_state(number).map(|(stamp, _)| (number, stamp));
-                    numbers.into_iter().filter_map(name).collect::<Vec<_>>()
-                };
-                let Some(numbers) = index.read(look) else { return Ok(None) };
-                let last = numbers.len() < ask;
-                looked += numbers.len();
-                for (number, stamp) in numbers {
-                    if found.len() == limit {
-                        return Ok(Some((found, after)));
-                    }
-                    after = Some(number);
-                    let id = JobId::parse(format!("{party}-{stamp:014}-{number}"));
-                    let id = id.expect("a party id is checked to leave room for the rest");
-                    // Purged or changed meanwhile, or under another label with the same hash.
-                    if let Some(Record::Job(job)) = reader.get(&Key::Job(id))?
-                        && self.filter.fits(&job)
-                    {
-                        found.push(job);
-                    }
-                }
-                if last {
-                    return Ok(Some((found, None)));
-                }
-                if looked > limit + CANDIDATES {
-                    return Ok(Some((found, after)));
-                }
-            }
-        };
+        let read = move || self.walk(&index, &reader, &party, limit);
         let unreadable = |why: String| Problem::new(Code::StoreUnavailable, why);
         let read = Supervisor::blocking(read).await.map_err(|error| unreadable(error.to_string()))?;
         let making = || {
@@ -209,4 +190,49 @@ impl Jobs {
         };
         read.map_err(|error| unreadable(error.to_string()))?.ok_or_else(making)
     }
+    /// See [`Jobs::page`]; `None` while the index is being made.
+    fn walk(&self, index: &Index, reader: &Reader<Master>, party: &PartyId, limit: usize) -> Result<Option<Found>, Error> {
+        let wanted = self.filter.wanted(party.as_str());
+        let (mut found, mut after, mut looked) = (Vec::new(), self.after, 0);
+        loop {
+            // One more than is shown, to know whether there is a next page.
+            let ask = limit - found.len() + 1;
+            let look = |columns: &Columns| {
+                let numbers = columns.find(&wanted, self.descending, after, ask);
+                let name = |number| columns.stamp_and_state(number).map(|(stamp, state)| (number, stamp, state));
+                numbers.into_iter().filter_map(name).collect::<Vec<_>>()
+            };
+            let Some(numbers) = index.read(look) else { return Ok(None) };
+            let last = numbers.len() < ask;
+            looked += numbers.len();
+            for (number, stamp, state) in numbers {
+                if found.len() == limit {
+                    return Ok(Some((found, after)));
+                }
+                after = Some(number);
+                let id = JobId::parse(format!("{party}-{stamp:014}-{number}"));
+                let key = Key::Job(id.expect("a party id is checked to leave room for the rest"));
+                let record = if has_ended(state) {
+                    reader.get_ended_first(&key)?
+                } else {
+                    reader.get(&key)?
+                };
+                // Purged or changed meanwhile, or under another label with the same hash.
+                if let Some(Record::Job(job)) = record
+                    && self.filter.fits(&job)
+                {
+                    found.push(job);
+                }
+            }
+            if last {
+                return Ok(Some((found, None)));
+            }
+            if looked > limit + CANDIDATES {
+                return Ok(Some((found, after)));
+            }
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;
