@@ -124,6 +124,34 @@ fn roles_are_measured_as_processes() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the scratch directory is still there");
 }
 
+/// The rows that must be there are the promise of `docs/benchmarks.md`; that every page was right, and that no job was lost, is checked by the benchmark itself.
+#[test]
+fn pages_of_a_history_are_measured_while_submits_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, scratch) = (dir.path().join("kept"), dir.path().join("scratch"));
+    let run = |finished: &str| {
+        let mut command = bench(&["history", "--finished", finished, "--seconds", "1", "--runs", "1", "--json"]);
+        command.args(["--keep", text(&kept), "--dir", text(&scratch)]).output().unwrap()
+    };
+    let result: Value = serde_json::from_str(&good(run("2500"))).unwrap();
+    let row = |name: &str| {
+        let found = result["rows"].as_array().unwrap().iter().find(|row| row["row"] == name);
+        found.unwrap_or_else(|| panic!("no row {name} in {result}"))
+    };
+    let value = |name: &str, column: &str| row(name)[column]["median"].as_f64();
+    for kind in ["all pages", "jobs, the newest", "jobs, label", "tasks, type of none", "proposals, state", "submits"] {
+        assert!(value(kind, "per_s") > Some(0.0) && value(kind, "p99_ms") > Some(0.0), "{kind}: {result}");
+    }
+    assert_eq!(value("jobs, state", "items"), Some(50.0));
+    for start in ["start without a checkpoint", "start", "start after a kill"] {
+        assert!(value(start, "lists_ms") >= value(start, "ready_ms") && value(start, "peak_mb") > Some(1.0), "{result}");
+    }
+    let other = run("2400");
+    assert_eq!(other.status.code(), Some(1), "a store of another size was measured");
+    assert!(String::from_utf8_lossy(&other.stderr).contains("the store has 2500 jobs and not 2400"));
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "the scratch directory is still there");
+}
+
 /// Records by kind and state, as `fedbroker store stat` tells.
 fn stat(dir: &Path) -> Value {
     let output = Command::new(BINARY)
