@@ -151,23 +151,29 @@ impl<M: Machine> Reader<M> {
     /// # Errors
     /// The store cannot be read.
     pub fn ended_page(&self, prefix: &[u8], after: Option<&M::Key>, limit: usize) -> Result<RecordPage<M>, Error> {
-        self.page(ENDED, prefix, after.map(M::key_bytes).as_deref(), limit)
+        let named = |(bytes, record): (Vec<u8>, M::Record)| {
+            let unknown = || Error::Damaged {
+                file: "store".into(),
+                what: format!("unknown record {}", record_key(ENDED, &bytes).escape_ascii()),
+            };
+            Ok((M::key_from_bytes(&bytes).ok_or_else(unknown)?, record))
+        };
+        let page = self.page(ENDED, prefix, after.map(M::key_bytes).as_deref(), limit)?;
+        self.final_for_role(page.into_iter().map(named).collect())
     }
 
-    /// At most `limit` records of one part ([`LIVE`] or [`ENDED`]) whose key bytes begin with `prefix` and are greater than `after`, in their order.
+    /// At most `limit` records of one part ([`LIVE`] or [`ENDED`]) whose key bytes begin with `prefix` and are greater than `after`, in their order,
+    /// each behind its key bytes.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn page(&self, part: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<RecordPage<M>, Error> {
+    pub fn page(&self, part: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, M::Record)>, Error> {
         let after = after.map(|after| record_key(part, after));
         let page = self.store.scan(&record_key(part, prefix), after.as_deref(), limit);
-        let decoded = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let decoded = |(mut key, value): (Vec<u8>, Vec<u8>)| {
             let record = decode(&key, &value)?;
-            let unknown = || Error::Damaged {
-                file: "store".into(),
-                what: format!("unknown record {}", key.escape_ascii()),
-            };
-            Ok((M::key_from_bytes(&key[1..]).ok_or_else(unknown)?, record))
+            key.remove(0);
+            Ok((key, record))
         };
         self.final_for_role(page.and_then(|page| page.into_iter().map(decoded).collect()))
     }

@@ -4,7 +4,7 @@
 //! (`pages`), and after a kill and a restart every submitted job must be there.
 
 use super::Common;
-use super::drive::{Client as _, Driven, Latencies, Until, drive};
+use super::drive::{Driven, Latencies, Until, drive};
 use super::http::Connection;
 use super::made::PARTY;
 use super::maker;
@@ -78,12 +78,10 @@ pub(super) async fn run(options: HistoryOptions) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(options.seconds > 0.0, "--seconds: must be more than 0");
     let place = Place::make(&options.common.dir)?;
     let kept = options.keep.clone().unwrap_or_else(|| place.path().join("made"));
-    let began = Instant::now();
     if !kept.join("FORMAT").exists() {
         let (dir, finished) = (kept.clone(), options.finished);
         Supervisor::blocking(move || maker::make(maker::Role::Master, &dir, 0, finished)).await??;
     }
-    let made = began.elapsed();
     let (mut table, progress) = (Table::new("history", &COLUMNS), Progress::new(5 * u64::from(options.common.runs)));
     for _ in 0..options.common.runs {
         one(&options, &place, &kept, &mut table, &progress).await?;
@@ -96,7 +94,6 @@ pub(super) async fn run(options: HistoryOptions) -> anyhow::Result<ExitCode> {
         ),
         "ready_ms: from the start of the process to /readyz; lists_ms: to the first page of jobs; files in the page cache".to_owned(),
         "every page was what the store was made with; after the kill every submitted job was there, and none more".to_owned(),
-        format!("the store was made in {:.1} s", made.as_secs_f64()),
     ];
     table.say(&options.common, &place.machine, &notes);
     Ok(ExitCode::SUCCESS)
@@ -227,13 +224,7 @@ async fn measure(options: &HistoryOptions, master: &Started, table: &mut Table) 
     let deep: Arc<[_]> = pages::deep_cursors(&mut connection, options.finished).await?.into();
     let mut pagers = Vec::new();
     for n in 0..u64::from(options.readers) {
-        let mut pager = Pager::new(Connection::open(address).await?, options.finished, deep.clone(), n);
-        // A first page of each kind, which no submit disturbs and nobody times: that the store answers right.
-        for n in 0..Kind::ALL.len() as u64 {
-            pager.ask(n).await?;
-        }
-        pager.forget();
-        pagers.push(pager);
+        pagers.push(Pager::new(Connection::open(address).await?, options.finished, deep.clone(), n));
     }
     let body: Arc<str> = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } }).to_string().into();
     let mut submitters = Vec::new();

@@ -333,12 +333,6 @@ impl Pager {
         }
     }
 
-    /// Let go of what was measured so far.
-    pub(super) fn forget(&mut self) {
-        self.took = Default::default();
-        self.items = Default::default();
-    }
-
     fn pick(&mut self) -> u64 {
         // xorshift64
         self.random ^= self.random << 13;

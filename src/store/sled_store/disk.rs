@@ -32,8 +32,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes of pages kept in memory; the page table comes on top (some 25 bytes for each value).
-const CACHE: u64 = 64 * 1024 * 1024;
+/// Bytes of pages kept in memory, as they are in the log: in memory they take three times that. What falls out is still in the system's own cache. The
+/// page table comes on top, some 35 bytes for each value.
+const CACHE: u64 = 16 * 1024 * 1024;
 /// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
 pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
 const _: () = assert!(super::super::COST_MAX < SEGMENT);

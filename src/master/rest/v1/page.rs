@@ -8,7 +8,6 @@ use super::filter::Filter;
 use super::problem::{Code, Problem};
 use super::query::Query;
 use crate::engine::reader::{ENDED, LIVE, Reader};
-use crate::machine::Machine;
 use crate::machine::ids::{JobId, PartyId};
 use crate::machine::master::records::Job;
 use crate::machine::master::{Key, Master, Record};
@@ -24,7 +23,7 @@ pub(in crate::master::rest) const LIMIT: u64 = 50;
 /// The most items of a page.
 pub(in crate::master::rest) const LIMIT_MAX: u64 = 500;
 /// Records that one page looks at, of each kind: some milliseconds.
-const LOOK_MAX: usize = 2000;
+const LOOK_MAX: usize = 500;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -121,12 +120,11 @@ fn walk<T>(
         for part in parts {
             let records = reader.page(*part, prefix, after.as_deref(), look)?;
             if records.len() == look
-                && let Some((key, _)) = records.last()
+                && let Some((end, _)) = records.last()
             {
-                let end = Master::key_bytes(key);
-                whole_to = Some(whole_to.map_or(end.clone(), |other| other.min(end)));
+                whole_to = Some(whole_to.map_or(end.clone(), |other| other.min(end.clone())));
             }
-            found.extend(records.into_iter().map(|(key, record)| (Master::key_bytes(&key), record)));
+            found.extend(records);
         }
         for (key, record) in found {
             if whole_to.as_ref().is_some_and(|end| key > *end) {
