@@ -43,6 +43,9 @@ type LoggedOf<M> = (Seq, Logged<<M as Machine>::Event>);
 /// Records with their names, in the order of their keys.
 pub type RecordPage<M> = Vec<(<M as Machine>::Key, <M as Machine>::Record)>;
 
+/// Records with the bytes of their keys, in their order.
+pub type KeyedPage<M> = Vec<(Vec<u8>, <M as Machine>::Record)>;
+
 /// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
 pub struct Reader<M> {
     store: Arc<dyn Store>,
@@ -167,7 +170,7 @@ impl<M: Machine> Reader<M> {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn page(&self, part: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, M::Record)>, Error> {
+    pub fn page(&self, part: u8, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<KeyedPage<M>, Error> {
         let after = after.map(|after| record_key(part, after));
         let page = self.store.scan(&record_key(part, prefix), after.as_deref(), limit);
         let decoded = |(mut key, value): (Vec<u8>, Vec<u8>)| {

@@ -139,12 +139,25 @@ fn pages_of_a_history_are_measured_while_submits_run() {
         found.unwrap_or_else(|| panic!("no row {name} in {result}"))
     };
     let value = |name: &str, column: &str| row(name)[column]["median"].as_f64();
-    for kind in ["all pages", "jobs, the newest", "jobs, label", "tasks, type of none", "proposals, state", "submits"] {
-        assert!(value(kind, "per_s") > Some(0.0) && value(kind, "p99_ms") > Some(0.0), "{kind}: {result}");
+    for kind in [
+        "all pages",
+        "jobs, the newest",
+        "jobs, label",
+        "tasks, type of none",
+        "proposals, state",
+        "submits",
+    ] {
+        assert!(
+            value(kind, "per_s") > Some(0.0) && value(kind, "p99_ms") > Some(0.0),
+            "{kind}: {result}"
+        );
     }
     assert_eq!(value("jobs, state", "items"), Some(50.0));
     for start in ["start without a checkpoint", "start", "start after a kill"] {
-        assert!(value(start, "lists_ms") >= value(start, "ready_ms") && value(start, "peak_mb") > Some(1.0), "{result}");
+        assert!(
+            value(start, "lists_ms") >= value(start, "ready_ms") && value(start, "peak_mb") > Some(1.0),
+            "{result}"
+        );
     }
     let other = run("2400");
     assert_eq!(other.status.code(), Some(1), "a store of another size was measured");

@@ -211,7 +211,6 @@ impl Started {
 }
 
 /// Pages and submits at once; gives the number of jobs submitted.
-#[expect(clippy::cast_precision_loss, reason = "rates for a reader")]
 async fn measure(options: &HistoryOptions, master: &Started, table: &mut Table) -> anyhow::Result<u64> {
     let address = &master.role.address;
     let mut connection = Connection::open(address).await?;

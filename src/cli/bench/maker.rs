@@ -114,7 +114,12 @@ fn jobs(dir: &Path, live: u64, finished: u64) -> anyhow::Result<Head> {
             workers: 0,
             wait_s: 0,
         };
-        let mut spec = Spec::plain(TypeName::parse(made::job_type(n))?, Content::Inline(config.into_bytes()), None, plan);
+        let mut spec = Spec::plain(
+            TypeName::parse(made::job_type(n))?,
+            Content::Inline(config.into_bytes()),
+            None,
+            plan,
+        );
         spec.labels = made::labels(n);
         let mut next = vec![master::Command::Submit {
             spec,

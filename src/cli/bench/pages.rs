@@ -109,7 +109,10 @@ impl Kind {
 
     /// The next page of the same list comes with the next request, or else the first one of another list of this kind.
     fn walks(self) -> bool {
-        !matches!(self, Kind::Newest | Kind::Deep | Kind::Label | Kind::TasksOfJob | Kind::Together | Kind::Window | Kind::IdPrefix)
+        !matches!(
+            self,
+            Kind::Newest | Kind::Deep | Kind::Label | Kind::TasksOfJob | Kind::Together | Kind::Window | Kind::IdPrefix
+        )
     }
 
     /// What to ask, of a store of so many finished jobs; `pick` is any number.
@@ -138,7 +141,10 @@ impl Kind {
             Kind::FewHaveIt => jobs("label=rare", Group::RARE),
             Kind::Together => {
                 let run = pick % 100 * 10 + 9;
-                jobs(&format!("state=failed&state=cancelled&job_type=dummy&label=run:{run}"), Group::run(run))
+                jobs(
+                    &format!("state=failed&state=cancelled&job_type=dummy&label=run:{run}"),
+                    Group::run(run),
+                )
             }
             Kind::Window => {
                 let (after, before) = (instant(n), instant(n + HOUR));
@@ -227,7 +233,15 @@ fn stamp(n: u64) -> String {
 fn instant(n: u64) -> String {
     let stamp = stamp(n);
     let part = |from: usize, to: usize| &stamp[from..to];
-    format!("{}-{}-{}T{}:{}:{}Z", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14))
+    format!(
+        "{}-{}-{}T{}:{}:{}Z",
+        part(0, 4),
+        part(4, 6),
+        part(6, 8),
+        part(8, 10),
+        part(10, 12),
+        part(12, 14)
+    )
 }
 
 #[derive(Deserialize)]
@@ -245,7 +259,10 @@ struct Item {
 impl Item {
     /// Which job it is, or which it is of.
     fn n(&self) -> Option<u64> {
-        let id = self.job_id.as_deref().or_else(|| self.proposal_id.as_deref()?.strip_suffix("-coo_1"))?;
+        let id = self
+            .job_id
+            .as_deref()
+            .or_else(|| self.proposal_id.as_deref()?.strip_suffix("-coo_1"))?;
         id.rsplit('-').next()?.parse::<u64>().ok()?.checked_sub(1)
     }
 }
@@ -294,7 +311,9 @@ pub(super) async fn deep_cursors(connection: &mut Connection, finished: u64) -> 
     while (cursors.len() as u64) < (finished / 10 / limit).clamp(1, 200) {
         let after = cursors.last().map(|(cursor, _)| format!("&cursor={cursor}")).unwrap_or_default();
         let page = get(connection, &format!("{path}{after}")).await?;
-        let (Some(next), Some(last)) = (page.next, page.items.last()) else { break };
+        let (Some(next), Some(last)) = (page.next, page.items.last()) else {
+            break;
+        };
         cursors.push((next, *last));
     }
     anyhow::ensure!(!cursors.is_empty(), "there are too few jobs for a cursor");

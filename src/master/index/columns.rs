@@ -86,8 +86,7 @@ impl Chunk {
     fn may_fit(&self, wanted: &Wanted) -> bool {
         let there = |(least, greatest): Span, range: &Range<u64>| range.start <= greatest && least < range.end;
         let [created, stamps] = self.spans;
-        wanted.created.as_ref().is_none_or(|range| there(created, range))
-            && wanted.stamps.as_ref().is_none_or(|range| there(stamps, range))
+        wanted.created.as_ref().is_none_or(|range| there(created, range)) && wanted.stamps.as_ref().is_none_or(|range| there(stamps, range))
     }
 }
 

@@ -75,7 +75,11 @@ fn job(party: &PartyId) -> Job {
         submit_tries: 1,
     });
     let (endpoints, workers, wait_s) = (0, 0, 0);
-    let plan = Plan { endpoints, workers, wait_s };
+    let plan = Plan {
+        endpoints,
+        workers,
+        wait_s,
+    };
     let submit = Command::Submit {
         spec: Spec::plain(TypeName::parse("dummy").unwrap(), Content::Inline(b"{}".to_vec()), None, plan),
         provenance: Provenance::unknown(),
@@ -209,8 +213,14 @@ fn a_page_of_jobs_reads_what_it_shows() {
             ("", which(|_| true)),
             ("state=success", which(|n| n % 10 != 0)),
             ("state=cancelled&job_type=dummy&label=run:20", which(|n| n % 100 == 20)),
-            ("label=run:7&created_after=2026-01-01T01:00:00Z", which(|n| n % 100 == 7 && n >= 3600)),
-            ("state=cancelled&created_before=2026-01-01T00:01:00Z", which(|n| n % 10 == 0 && n < 60)),
+            (
+                "label=run:7&created_after=2026-01-01T01:00:00Z",
+                which(|n| n % 100 == 7 && n >= 3600),
+            ),
+            (
+                "state=cancelled&created_before=2026-01-01T00:01:00Z",
+                which(|n| n % 10 == 0 && n < 60),
+            ),
             ("q=p-2026010100010", which(|n| (60..70).contains(&n))),
             ("state=failed", Vec::new()),
             ("state=success&label=nobody", Vec::new()),
