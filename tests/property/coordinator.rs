@@ -184,9 +184,10 @@ impl World for CoordinatorWorld {
         }
     }
 
-    /// A party that takes up an offer later wishes to take part later.
+    /// A party that takes up an offer later wishes to take part later; a clock that rings late, for a window that was kept open longer meanwhile, does
+    /// what the next one would.
     fn may_come_late(effect: &Effect) -> bool {
-        !matches!(effect, Effect::Offer { .. })
+        !matches!(effect, Effect::Offer { .. } | Effect::CloseAt { .. })
     }
 
     fn ends_in_pieces(act: &Act) -> bool {
