@@ -14,7 +14,7 @@ fn share(jobs: &[Leftover]) -> usize {
     let mut room = RELEASE_MAX;
     let fits = |(_, parties): &&Leftover| {
         let was_room = room > 0;
-        room = room.saturating_sub(1 + parties.len());
+        room = room.saturating_sub(2 + parties.len());
         was_room
     };
     jobs.iter().take_while(fits).count()
@@ -30,11 +30,14 @@ pub fn shares(mut jobs: Vec<Leftover>) -> Vec<Vec<Leftover>> {
     shares
 }
 
-/// What a `Forget` may be about.
+/// What a `Forget` may be about: all that it lets go of. What it does not name would stay in the history if the job is proposed anew in the same commit.
 pub(super) fn recall(jobs: &[Leftover]) -> Vec<Key> {
     let of = |(job, parties): &Leftover| {
         let assignments = parties.iter().map(|party| Key::Assignment(job.clone(), party.clone()));
-        [Key::Proposal(job.clone())].into_iter().chain(assignments).collect::<Vec<_>>()
+        [Key::Proposal(job.clone()), Key::Course(job.clone())]
+            .into_iter()
+            .chain(assignments)
+            .collect::<Vec<_>>()
     };
     jobs.iter().take(share(jobs)).flat_map(of).collect()
 }
