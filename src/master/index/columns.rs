@@ -181,7 +181,7 @@ impl Columns {
         }
     }
 
-    /// Let a job go. It stays in the sets of its labels, where it does no harm, until [`Columns::sweep`].
+    /// Let a job go. It stays in the sets of its labels, where it does no harm, until a sweep.
     pub fn remove(&mut self, number: u64) {
         let (chunk, at) = place(number);
         let Some(piece) = self.chunks.get_mut(&chunk) else { return };
