@@ -280,7 +280,7 @@ impl SledStore {
         self.disk.reserve()?;
         if writer.journal.is_full(cost) {
             self.disk.sync()?;
-            writer.journal.restart();
+            writer.journal.restart()?;
         }
         Ok(())
     }

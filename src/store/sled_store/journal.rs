@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The file is as long as it ever gets from the first day, so that no frame needs space. Frames of earlier rounds stay behind those of this
-//! one; their numbers are lower, and a frame counts only when it goes on with the number before it.
+//! one; their numbers are lower, and a frame counts only when it goes on with the number before it. The first one is made void before a round
+//! begins: until its own first frame is whole, the round has none.
 
 use crate::crash_point;
 use crate::store::{COST_MAX, Error};
@@ -104,10 +105,19 @@ impl Journal {
         self.cost + cost > COST_MAX || self.at + cost > LEN
     }
 
-    /// The engine has all of it durably.
-    pub(super) fn restart(&mut self) {
+    /// Begin again: the engine has all of it durably.
+    ///
+    /// The first frame goes for certain before another is written there. Where a power cut tears that one, what is left of the round before would be
+    /// taken for the newest commits.
+    pub(super) fn restart(&mut self) -> Result<(), Error> {
+        let clear = || {
+            self.file.write_all_at(&[0; ALIGN], 0)?;
+            self.file.sync_data()
+        };
+        clear().map_err(Error::at("write", &self.path))?;
         self.at = 0;
         self.cost = 0;
+        Ok(())
     }
 
     /// Write a commit that costs the engine so much, and return when it survives a power cut. After an error it is unknown whether it does.
@@ -267,7 +277,8 @@ mod tests {
         for second in 1..12 {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), 1..20);
-            journal.restart();
+            journal.restart().unwrap();
+            assert_eq!(found(dir.path()), Vec::<u64>::new());
             append(&mut journal, 20..20 + second);
             assert_eq!(found(dir.path()), (20..20 + second).collect::<Vec<_>>());
         }
@@ -293,6 +304,31 @@ mod tests {
             journal.file.write_all_at(&kept, sector).unwrap();
         }
         assert_eq!(found(dir.path()), whole);
+    }
+
+    /// Its first sector may be the first frame of the round before, whole.
+    #[test]
+    fn a_torn_first_frame_leaves_nothing_of_the_round_before() {
+        for (before, first) in [(1..2, 20), (1..3, 9), (8..12, 12), (1..2, 6)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut journal = of(dir.path(), before);
+            journal.restart().unwrap();
+            let mut old = vec![0; LEN];
+            journal.file.read_exact_at(&mut old, 0).unwrap();
+            append(&mut journal, first..first + 1);
+            let sectors = journal.at / ALIGN;
+            assert!(sectors > 1);
+            let mut new = vec![0; LEN];
+            journal.file.read_exact_at(&mut new, 0).unwrap();
+            for lost in 1..1 << sectors.min(6) {
+                journal.file.write_all_at(&new, 0).unwrap();
+                for sector in (0..sectors).filter(|sector| lost >> sector & 1 == 1) {
+                    let at = sector * ALIGN;
+                    journal.file.write_all_at(&old[at..at + ALIGN], at as u64).unwrap();
+                }
+                assert_eq!(found(dir.path()), Vec::<u64>::new(), "sectors {lost:b} of {sectors} are lost");
+            }
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn recover(directory: &Directory) -> Result<Found, Error> {
 /// The engine in `dir` with every confirmed commit, and the journal beside it, which begins again.
 fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
     let disk = open_engine(dir)?;
-    let (journal, frames) = Journal::open(dir)?;
+    let (mut journal, frames) = Journal::open(dir)?;
     let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
         return Ok((disk, journal));
     };
@@ -133,6 +133,7 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
     }
     crash_point::reach("store.replayed");
     disk.sync()?;
+    journal.restart()?;
     Ok((disk, journal))
 }
 
