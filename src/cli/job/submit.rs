@@ -2,6 +2,7 @@
 //!
 //! Every submit has an idempotency key and is repeated with it until it is answered: however often the answer is lost, there is one job.
 
+use super::super::exit;
 use super::super::output::{self, Format};
 use super::wait::{self, WaitFor};
 use super::{COLUMNS, Target, duration, time};
@@ -96,7 +97,7 @@ fn label(given: &str) -> Result<(String, String), String> {
 }
 
 fn body(options: &SubmitOptions) -> anyhow::Result<Value> {
-    let mut request = read(&options.config)?;
+    let mut request = read(&options.config).or_else(|error| exit::usage(&format!("{error:#}")))?;
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
             request.insert(name.to_owned(), value);

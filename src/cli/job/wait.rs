@@ -76,6 +76,11 @@ pub(super) fn code(job: &Value) -> ExitCode {
     }
 }
 
+/// How long a master that is away is tried again: never past the time given.
+fn patience(patience: Duration, until: Option<Instant>) -> Duration {
+    until.map_or(patience, |until| until.saturating_duration_since(Instant::now()).min(patience))
+}
+
 /// A job once nothing of it can run any more.
 ///
 /// # Errors
@@ -89,7 +94,7 @@ pub(super) async fn closed(client: &Client, id: &str, until: Option<Instant>) ->
             request.waits = left;
             request.query("wait", format!("{seconds}s")).query("until", "closed")
         };
-        let job = client.ask_patiently(CLOSING_PATIENCE, request).await?;
+        let job = client.ask_patiently(patience(CLOSING_PATIENCE, until), request).await?;
         if job["live"] == false {
             return Ok(job);
         }
@@ -115,7 +120,7 @@ impl WaitFor {
                 request.waits = left;
                 request.query("wait", format!("{seconds}s")).query("until", "terminal")
             };
-            let job = client.ask_patiently(self.patience, request).await?;
+            let job = client.ask_patiently(patience(self.patience, until), request).await?;
             if matches!(job["state"].as_str(), Some("success" | "failed" | "cancelled")) {
                 match job["successor"].as_str() {
                     Some(next) if self.follow => {

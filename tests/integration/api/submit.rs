@@ -135,6 +135,11 @@ async fn each_item_of_a_batch_is_answered_for_itself() {
     let items =
         json!([good, 5, { "job_type": "dummy" }, good, { "job_type": "dummy", "job_config": {}, "idempotency_key": "" }, { "x": 1 }]);
     let answer = http.post("/api/v1/jobs:batch", &json!({ "items": items })).await.json(200);
+    let keyed = [JSON, ("idempotency-key", "a")];
+    let answer_keyed = http
+        .send("POST", "/api/v1/jobs:batch", &keyed, json!({ "items": [good] }).to_string())
+        .await;
+    assert_eq!(answer_keyed.problem("a key for all").0, "invalid_header");
     let items = answer["items"].as_array().unwrap();
     let statuses: Vec<u64> = items.iter().map(|item| item["status"].as_u64().unwrap()).collect();
     assert_eq!(statuses, [201, 400, 400, 201, 400, 400]);

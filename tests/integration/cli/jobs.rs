@@ -150,6 +150,8 @@ async fn a_script_can_tell_what_went_wrong() {
     let wrong = job_file(federation.dir.path(), "wrong.yaml", &json!({ "worker_num": -1 }));
     let (code, _, err) = said(&endpoint, &["job", "submit", "--config", &wrong]).await;
     assert!(code == 2 && err.contains("worker_num"), "{code} {err}");
+    let (code, _, err) = said(&endpoint, &["job", "submit", "--config", "no-such-file"]).await;
+    assert!(code == 2 && err.contains("cannot read no-such-file"), "{code} {err}");
     let key = ["--idempotency-key", "only-once"];
     let first = submit(&endpoint, &failing, &key).await;
     assert_eq!(submit(&endpoint, &failing, &key).await, first, "the same key is the same job");
@@ -171,6 +173,9 @@ async fn a_script_can_tell_what_went_wrong() {
     assert!(code == 3 && err.contains("cannot reach the master"), "{code} {err}");
     let submitting = ["job", "submit", "--config", &quick, "--patience", "0s"];
     assert_eq!(said(&endpoint, &submitting).await.0, 3);
+    // No patience goes past the time given.
+    let waiting = ["job", "wait", &first, "--timeout", "1s", "--patience", "1d"];
+    assert_eq!(said(&endpoint, &waiting).await.0, 3);
 
     // With patience, a submit waits for a master that comes back.
     let submitting = ["job", "submit", "--config", &quick, "--wait", "-o", "name"];

@@ -159,6 +159,10 @@ pub(in crate::master::rest) async fn batch(State(door): State<Door>, _: NoQuery,
         bytes: READ_MAX,
         time: door.limits.body,
     };
+    if request.headers().contains_key(KEY) {
+        let what = "idempotency-key: a batch has none; give each item its idempotency_key";
+        return Err(Problem::new(Code::InvalidHeader, what));
+    }
     let Batch { items } = read(request, limit).await?;
     if items.len() > BATCH_MAX {
         return Err(Problem::field("/items", format!("{} are more than {BATCH_MAX}", items.len())));
