@@ -238,7 +238,10 @@ impl Sweeper {
                 let first = reader.first_seq();
                 let page = reader.events(first, EVENTS)?;
                 let young = page.iter().find(|(_, event)| event.at().is_some_and(|at| at > due));
-                let end = young.or(page.last()).map_or(first, |(seq, _)| *seq);
+                // Before the first that tells the time, the neighbours are those that follow it.
+                let told = page.iter().find_map(|(_, event)| event.at());
+                let all = told.map_or(page.len() == EVENTS, |at| at <= due);
+                let end = young.or(page.last()).filter(|_| all).map_or(first, |(seq, _)| *seq);
                 Ok((first, end))
             };
             let (first, end) = blocking(old).await?;
