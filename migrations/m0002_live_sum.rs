@@ -129,7 +129,8 @@ mod tests {
         };
         store.commit(&commit).unwrap();
         let event = b"\x01\x02\0\0\0\0\0\0\0";
-        let event_crc = crc32fast::hash(&[b"e\0\0\0\0\0\0\0\x01", &event[..], b"event"].concat());
+        // The store that writes it has events in blocks.
+        let event_crc = crc32fast::hash(&[b"e\0\0\0\0\0\0\0\x01", &event[..], b"\x05\0event"].concat());
         let record_crc = crc32fast::hash(&[b"rkey", &event[..], b"value"].concat());
         let event_sum = codec::fingerprint(b"e\0\0\0\0\0\0\0\x01", &[&event[..], &event_crc.to_le_bytes()].concat());
         let record_sum = codec::fingerprint(b"rkey", &[&event[..], &record_crc.to_le_bytes()].concat());

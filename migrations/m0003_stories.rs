@@ -4,6 +4,7 @@
 //!
 //! - An event says which event of the same record came before it, and a job, a task and a participation of a master say which one changed them
 //!   last: the timeline of a job is a handful of reads by number, without an index beside the log.
+//! - Events of one commit share values: a million jobs have seven million events, and each value costs memory and time. Those that are carried over stay alone.
 //! - The newest commits are in a journal beside the engine's files, `log-<n>/store/journal`, until the engine has them durably
 //!   (`src/store/sled_store/journal.rs`).
 //! - A job of a master has what it was asked to be (priority, times, labels, attempts), where it came from, and the states it went through.
@@ -13,7 +14,7 @@
 //!
 //! | key | body |
 //! | --- | --- |
-//! | `e` + 8 bytes sequence, big endian | the number of the event before it in its thread, or none (bincode `Option<u64>`); then the event: a master's as in `m0003_master`, others as before |
+//! | `e` + 8 bytes sequence of the last event, big endian | for each event its length (2 bytes, little endian), then the number of the event before it in its thread, or none (bincode `Option<u64>`), then the event: a master's as in `m0003_master`, others as before |
 //! | `rl` `rd` + key, of a master | a record as in `m0003_master` |
 //! | all others | as before |
 
@@ -57,7 +58,7 @@ impl Stories {
     pub fn carry<'a>(&mut self, key: &[u8], body: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
         let wrong = |error: BadId| error.to_string();
         match key {
-            [b'e', ..] if !self.is_master => Ok(Cow::Owned([&codec::encode(&None::<u64>), body].concat())),
+            [b'e', ..] if !self.is_master => alone(&[&codec::encode(&None::<u64>), body].concat()),
             [b'e', seq @ ..] => {
                 let seq = seq
                     .try_into()
@@ -68,7 +69,7 @@ impl Stories {
                     prev: self.tell(seq, &event),
                     event: master::event(event).map_err(wrong)?,
                 };
-                Ok(Cow::Owned(codec::encode(&logged)))
+                alone(&codec::encode(&logged))
             }
             [b'r', b'l' | b'd', record @ ..] if self.is_master => {
                 let told = self.told.remove(record).unwrap_or_default();
@@ -102,6 +103,12 @@ impl Stories {
             }
         }
     }
+}
+
+/// A block of one event.
+fn alone<'a>(event: &[u8]) -> Result<Cow<'a, [u8]>, String> {
+    let len = u16::try_from(event.len()).map_err(|_| "it is too long".to_owned())?;
+    Ok(Cow::Owned([&len.to_le_bytes(), event].concat()))
 }
 
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
@@ -241,7 +248,9 @@ mod tests {
         for (seq, (prev, event)) in (1_u64..).zip(log) {
             let body = codec::encode(&event);
             let carried = stories.carry(&[&b"e"[..], &seq.to_be_bytes()].concat(), &body).unwrap();
-            let logged: Logged<crate::machine::master::Event> = codec::decode(&carried).unwrap();
+            let (len, event) = carried.split_first_chunk().unwrap();
+            assert_eq!(usize::from(u16::from_le_bytes(*len)), event.len());
+            let logged: Logged<crate::machine::master::Event> = codec::decode(event).unwrap();
             assert_eq!(logged.prev, prev, "event {seq}");
         }
         let told = |key: &[u8]| (stories.told[key].last, stories.told[key].steps.len());
@@ -253,7 +262,7 @@ mod tests {
         let mut others = Stories::new("coordinator");
         assert_eq!(
             *others.carry(&[&b"e"[..], &1_u64.to_be_bytes()].concat(), b"body").unwrap(),
-            *b"\0body"
+            *b"\x05\0\0body"
         );
         assert_eq!(*others.carry(b"rljx", b"body").unwrap(), *b"body");
     }

@@ -24,15 +24,17 @@ pub const KEY_MAX: usize = 512;
 pub const VALUE_MAX: usize = 4096;
 /// Records whose key begins with this byte are history, like the events: a start does not read them, and proves them while it serves.
 pub const HISTORY: u8 = b'd';
-/// The longest event or record a commit may carry, bytes.
+/// The longest record a commit may carry, bytes.
 pub const BODY_MAX: usize = VALUE_MAX - codec::ENVELOPE_LEN;
+/// The longest event, which may share a value with others, bytes.
+pub const EVENT_MAX: usize = BODY_MAX - 2;
 /// What one commit may cost, see [`Commit::cost`].
 pub const COST_MAX: usize = 6 * 1024 * 1024;
 
 /// The most events one commit lets go of: each is read before it goes, and all others wait meanwhile.
 pub const TRIM_MAX: u64 = 1000;
-/// What letting go of them costs at worst.
-pub const TRIM_COST: usize = TRIM_MAX as usize * write_cost(9);
+/// What letting go of them costs at worst: each may be alone, and what is left of the last value is written again.
+pub const TRIM_COST: usize = TRIM_MAX as usize * write_cost(9) + write_cost(VALUE_MAX);
 
 /// One atomic unit: events appended to the log, and the records they changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,12 +72,11 @@ impl Commit {
 
     /// Refuses what is over the limits; every implementation asks this before it writes.
     pub(crate) fn check_size(&self) -> Result<(), Error> {
-        let bodies = self.events.iter().chain(self.changes.iter().filter_map(|(_, body)| body.as_ref()));
-        if let Some(body) = bodies.into_iter().find(|body| body.len() > BODY_MAX) {
-            return Err(Error::TooLarge(format!(
-                "a value of {} bytes, at most {BODY_MAX} are allowed",
-                body.len()
-            )));
+        let records = self.changes.iter().filter_map(|(_, body)| body.as_ref());
+        let sizes = records.map(|body| (body.len(), BODY_MAX, "a value"));
+        let mut sizes = sizes.chain(self.events.iter().map(|event| (event.len(), EVENT_MAX, "an event")));
+        if let Some((size, most, what)) = sizes.find(|(size, most, _)| size > most) {
+            return Err(Error::TooLarge(format!("{what} of {size} bytes, at most {most} are allowed")));
         }
         if let Some((key, _)) = self.changes.iter().find(|(key, _)| key.len() > KEY_MAX) {
             return Err(Error::TooLarge(format!(

@@ -9,7 +9,7 @@
 //! ```text
 //! key            body                                    all values in the envelope of `codec`
 //! h              Position: epoch, batch, first and next event, live tally, history tally
-//! e<seq>         event; seq is 8 bytes, big endian, without a gap; history
+//! e<seq>         events of one commit (`block`); seq is that of the last one, 8 bytes, big endian; no gap; history
 //! r<key>         record; history if its key begins with `HISTORY`, live otherwise
 //! ```
 //!
@@ -18,6 +18,7 @@
 
 mod barrier;
 mod before;
+mod block;
 mod builder;
 mod copy;
 mod disk;
@@ -165,26 +166,26 @@ impl SledStore {
         };
         let mut before_it = Before::default();
         let mut writes = Vec::with_capacity(commit.events.len() + commit.changes.len() + 1);
-        for event in &commit.events {
-            let key = event_key(position.next_seq);
-            let sealed = codec::seal(&key, position.batch, event);
+        for (last, body) in block::pack(position.next_seq, &commit.events) {
+            let key = event_key(last);
+            let sealed = codec::seal(&key, position.batch, &body);
             position.history.add(&key, &sealed);
             writer.check.changed(&self.disk, &key, None, Some(&sealed))?;
-            position.next_seq += 1;
+            position.next_seq = last + 1;
             before_it.keep(&key, None);
             writes.push((key, Some(sealed)));
         }
-        for seq in commit.trims(&writer.position.head()) {
-            let key = event_key(seq);
-            let Some(old) = self.disk.get(&key)? else {
-                return Err(damaged_key(self.disk.file(), &key, "it is missing"));
-            };
-            codec::unseal(&key, &old).map_err(|e| damaged(&self.disk, &key, &e))?;
+        let trims = commit.trims(&writer.position.head());
+        while position.first_seq < trims.end {
+            let (key, old) = block::holding(&self.disk, position.first_seq)?;
+            let sealed = block::let_go(&self.disk, (&key, &old), trims.end, &mut position)?;
             position.history.remove(&key, &old);
-            position.first_seq = seq + 1;
-            writer.check.changed(&self.disk, &key, Some(&old), None)?;
+            if let Some(sealed) = &sealed {
+                position.history.add(&key, sealed);
+            }
+            writer.check.changed(&self.disk, &key, Some(&old), sealed.as_deref())?;
             before_it.keep(&key, Some(&old));
-            writes.push((key, None));
+            writes.push((key, sealed));
         }
         // Keyed, so that a key given twice is counted once.
         let changes: BTreeMap<&[u8], Option<&[u8]>> = commit.changes.iter().map(|(k, v)| (k.as_slice(), v.as_deref())).collect();
@@ -397,7 +398,7 @@ impl Store for SledStore {
                 if ours {
                     page.push((key[1..].to_vec(), body.to_vec()));
                 }
-                ours
+                Ok(ours)
             })?;
             Ok((newest, page))
         };
@@ -408,10 +409,14 @@ impl Store for SledStore {
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
         let read = |view: &View| {
             let mut events = Vec::new();
+            // A block has one event at least.
             let newest = self.read_range(view, Bound::Included(&event_key(from)), limit, |key, body| {
-                let seq = event_seq(key);
-                events.extend(seq.map(|seq| (seq, body.to_vec())));
-                seq.is_some()
+                let ours = event_seq(key).is_some() && events.len() < limit;
+                if ours {
+                    let found = block::open(&self.disk, key, body)?.into_iter().filter(|(seq, _)| *seq >= from);
+                    events.extend(found.take(limit - events.len()).map(|(seq, event)| (seq, event.to_vec())));
+                }
+                Ok(ours)
             })?;
             Ok((newest, events))
         };
@@ -442,14 +447,20 @@ impl Store for SledStore {
 
 impl SledStore {
     /// Hand at most `limit` values to `take` until it says no; gives the newest batch among those it took.
-    fn read_range(&self, view: &View, from: Bound<&[u8]>, limit: usize, mut take: impl FnMut(&[u8], &[u8]) -> bool) -> Result<u64, Error> {
+    fn read_range(
+        &self,
+        view: &View,
+        from: Bound<&[u8]>,
+        limit: usize,
+        mut take: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>,
+    ) -> Result<u64, Error> {
         let (mut newest, mut left) = (0, limit);
         if limit == 0 {
             return Ok(newest);
         }
         self.range(view, from, &mut |key, sealed| {
             let (batch, body) = codec::unseal(key, sealed).map_err(|e| damaged(&self.disk, key, &e))?;
-            if !take(key, body) {
+            if !take(key, body)? {
                 return Ok(ControlFlow::Break(()));
             }
             newest = newest.max(batch);
@@ -484,7 +495,8 @@ mod tests {
         store.commit(&Commit {
             epoch: head.epoch,
             expected: head.next_seq,
-            events: vec![b"event".to_vec(); 200],
+            // Three to a block.
+            events: vec![vec![7; 1000]; 200],
             changes: vec![(b"dold".to_vec(), Some(head.batch.to_be_bytes().to_vec()))],
             trim_to: None,
         })
@@ -494,7 +506,7 @@ mod tests {
     fn unproved(root: &std::path::Path) -> SledStore {
         let directory = Directory::open(root, "master", [1; 16]).unwrap();
         let store = SledStore::open(&directory).unwrap();
-        for _ in 0..5 {
+        for _ in 0..20 {
             commit(&store).unwrap();
         }
         {
@@ -557,7 +569,7 @@ mod tests {
             ..Commit::default()
         };
         let error = store.commit(&trim).unwrap_err().to_string();
-        assert!(error.contains("it is missing"), "{error}");
+        assert!(error.contains("event 1 should come here"), "{error}");
         assert!(matches!(commit(&store), Err(Error::Poisoned)));
     }
 
@@ -565,7 +577,7 @@ mod tests {
     fn a_hole_in_the_history_stops_the_store() {
         let root = tempfile::tempdir().unwrap();
         let store = unproved(root.path());
-        store.disk.commit(vec![(event_key(700), None)]).unwrap();
+        store.disk.commit(vec![(event_key(702), None)]).unwrap();
         commit(&store).unwrap();
         let found = loop {
             match store.prove_history() {

@@ -286,7 +286,7 @@ proptest! {
     #[test]
     fn random_histories_agree_with_a_map(
         rounds in prop::collection::vec(
-            (prop::collection::vec((0u8..12, prop::option::of(any::<u16>())), 0..8), 0u8..5, prop::option::of(0u64..40)),
+            (prop::collection::vec((0u8..12, prop::option::of(any::<u16>())), 0..8), 0u8..5, prop::option::of(0u64..80), 0u64..6, 1usize..1500),
             1..25,
         ),
     ) {
@@ -294,7 +294,7 @@ proptest! {
             let (mut records, mut events) = (BTreeMap::new(), Vec::new());
             let mut first = 1;
             let mut store = open();
-            for (changes, restart, trim_to) in &rounds {
+            for (changes, restart, trim_to, count, size) in &rounds {
                 let Head { epoch, next_seq, .. } = store.head();
                 let changes: Vec<_> = changes.iter().map(|(k, v)| (vec![*k], v.map(|v| v.to_be_bytes().to_vec()))).collect();
                 for (key, value) in &changes {
@@ -304,9 +304,11 @@ proptest! {
                     };
                 }
                 first = first.max(trim_to.unwrap_or(0).min(next_seq));
-                let event = next_seq.to_string().into_bytes();
-                events.push((next_seq, event.clone()));
-                let head = store.commit(&Commit { epoch, expected: next_seq, events: vec![event], changes, trim_to: *trim_to }).unwrap();
+                let new = (next_seq..next_seq + count).map(|seq| (seq, seq.to_string().repeat(*size).into_bytes()));
+                let new: Vec<_> = new.map(|(seq, mut event)| { event.truncate(*size); (seq, event) }).collect();
+                let bodies = new.iter().map(|(_, event)| event.clone()).collect();
+                events.extend(new);
+                let head = store.commit(&Commit { epoch, expected: next_seq, events: bodies, changes, trim_to: *trim_to }).unwrap();
                 assert_eq!((head.first_seq, store.head().first_seq), (first, first));
                 if *restart == 0 {
                     drop(store);

@@ -7,7 +7,7 @@ use super::builder::Builder;
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::open::{open_engine, refuse_rollback};
-use super::{HEAD_KEY, Position, verify};
+use super::{HEAD_KEY, Position};
 use crate::migrations::m0002_live_sum::Upgrade;
 use crate::migrations::m0003_stories::Stories;
 use crate::store::directory::{Directory, FREE_FLOOR, exists, list};
@@ -68,17 +68,8 @@ type Put<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), Error> + 'a;
 fn carry(directory: &Directory, put: &mut Put<'_>) -> Result<(Position, Migration), Error> {
     let mark = HighWater::open(&directory.high_water_path()).map(|(_, mark)| mark);
     let disk = open_engine(&directory.store_dir())?;
-    let mut position = match directory.version() {
-        1 => prove_v1(&disk, mark)?,
-        _ => {
-            let position = verify::everything(&disk)?;
-            refuse_rollback(disk.file(), Mark::of(&position), mark?)?;
-            Position {
-                first_seq: position.first_seq,
-                ..Position::new(position.epoch, position.batch, position.next_seq)
-            }
-        }
-    };
+    // Version 2 was never released, and no crash leaves it.
+    let mut position = prove_v1(&disk, mark)?;
     let mut values = 0;
     let mut stories = Stories::new(&directory.role());
     disk.range(Bound::Unbounded, &mut |key, sealed| {

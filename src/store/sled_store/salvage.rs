@@ -3,10 +3,10 @@
 //! Called by `fedbroker store restore`, which must say what is lost. Nothing is opened with the storage engine, which would change the
 //! file and may give up at the first bad page: its log and the journal are read byte by byte for envelopes (`codec`). An envelope is believed when its
 //! body decodes and its checksum fits. The key is in the checksum and not beside the value, but the checksum can be turned round: what
-//! it was before the body gives the number of the event.
+//! it was before the body gives the number of the block's last event.
 
 use super::high_water::{HighWater, SYNC_EVERY};
-use super::{HEAD_KEY, Position, event_key, journal};
+use super::{HEAD_KEY, Position, block, event_key, journal};
 use crate::store::directory::Directory;
 use crate::store::{COST_MAX, Error, Head, Seq, VALUE_MAX, codec};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,22 +58,39 @@ fn search(files: &[PathBuf], backup: Head, confirmed: Option<u64>, event_len: &E
     };
     let until = last_possible(newest.batch.max(confirmed.unwrap_or(0)));
     envelopes(files, backup.batch + 1..=until, &mut |batch, bytes| {
-        let (start, body) = bytes.split_at(codec::ENVELOPE_LEN);
-        let Some(body) = event_len(body).and_then(|len| body.get(..len)) else {
+        let Some(events) = block_in(bytes, &heads.events_of(batch), event_len) else {
             return;
         };
-        let possible = heads.events_of(batch);
-        let checksum = u32::from_le_bytes([start[9], start[10], start[11], start[12]]);
-        let seq = seq_of(checksum, &start[..9], body, possible.start).filter(|seq| possible.contains(seq));
-        let sealed = &bytes[..codec::ENVELOPE_LEN + body.len()];
-        if let Some(seq) = seq.filter(|seq| codec::unseal(&event_key(*seq), sealed).is_ok()) {
-            found.newest = found.newest.max(batch);
+        found.newest = found.newest.max(batch);
+        for (seq, event) in events {
             if found.events.insert(seq) {
-                each(seq, body);
+                each(seq, event);
             }
         }
     });
     found
+}
+
+/// The block of events in the envelope that the bytes begin with, if it is one and its events can be no others than the `possible` ones. Where it
+/// ends is not written: with as many of the events that may follow as fit its checksum.
+fn block_in<'a>(bytes: &'a [u8], possible: &Range<Seq>, event_len: &EventLen<'_>) -> Option<Vec<(Seq, &'a [u8])>> {
+    let (start, rest) = bytes.split_at(codec::ENVELOPE_LEN);
+    let checksum = u32::from_le_bytes([start[9], start[10], start[11], start[12]]);
+    let mut left = rest;
+    while let Some((_, more)) = block::next(left).filter(|(event, _)| event_len(event) == Some(event.len())) {
+        left = more;
+        let body = &rest[..rest.len() - left.len()];
+        let last = seq_of(checksum, &start[..9], body, possible.start).filter(|last| possible.contains(last));
+        let sealed = &bytes[..codec::ENVELOPE_LEN + body.len()];
+        let block = last
+            .filter(|last| codec::unseal(&event_key(*last), sealed).is_ok())
+            .and_then(|last| block::unpack(last, body))
+            .filter(|events| possible.contains(&events[0].0));
+        if block.is_some() {
+            return block;
+        }
+    }
+    None
 }
 
 /// The head values of commits, by commit. They say which events a commit can have made, so that nothing else is taken for one of them.
@@ -230,6 +247,13 @@ mod tests {
         (salvage, events)
     }
 
+    /// A block of events, of which the first has this number.
+    fn sealed(first: Seq, batch: u64, events: &[&[u8]]) -> Vec<u8> {
+        let (last, body) = block::pack(first, events).pop().unwrap();
+        assert_eq!(last + 1, first + events.len() as Seq);
+        codec::seal(&event_key(last), batch, &body)
+    }
+
     fn head(batch: u64, next_seq: Seq) -> Vec<u8> {
         codec::seal(HEAD_KEY, batch, &codec::encode(&Position::new(1, batch, next_seq)))
     }
@@ -238,29 +262,30 @@ mod tests {
     fn events_after_the_backup_are_found_wherever_they_are_and_nothing_else() {
         let mut bytes = vec![1; WINDOW - 20];
         let mut events = Vec::new();
-        for (seq, batch) in [(10, 5), (11, 6), (12, 6), (13, 9)] {
-            let body = [&[40][..], &[seq as u8; 39]].concat();
-            bytes.extend(codec::seal(&event_key(seq), batch, &body));
-            bytes.extend([1, 0, 7]);
+        for (seqs, batch) in [(10..11, 5), (11..12, 6), (12..15, 6), (15..16, 9)] {
+            let bodies: Vec<Vec<u8>> = seqs.clone().map(|seq| [&[40][..], &[seq as u8; 39]].concat()).collect();
+            bytes.extend(sealed(seqs.start, batch, &bodies.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+            // Might be one more event of the block.
+            bytes.extend([1, 0, 1]);
             if batch > 5 {
-                events.push((seq, body));
+                events.extend(seqs.zip(bodies));
             }
         }
         let whole = bytes.len();
-        bytes.extend(codec::seal(&event_key(12), 6, &events[1].1));
+        bytes.extend(sealed(11, 6, &[&events[0].1]));
         bytes.extend(codec::seal(b"rl", 7, &[3, 1, 1]));
         let (salvage, told) = found(&bytes, Some(9));
         assert_eq!(told, events);
         assert_eq!((salvage.newest, salvage.head), (9, None));
         bytes[whole - 10] ^= 1;
-        assert_eq!(found(&bytes, Some(9)).0.events, BTreeSet::from([11, 12]));
+        assert_eq!(found(&bytes, Some(9)).0.events, BTreeSet::from([11, 12, 13, 14]));
     }
 
     /// A checksum of 32 bits alone would let something pass for an event once in a while.
     #[test]
     fn heads_and_the_witness_bound_what_can_be_an_event() {
         let body = [&[40][..], &[7; 39]].concat();
-        let event = |seq, batch| codec::seal(&event_key(seq), batch, &body);
+        let event = |seq, batch| sealed(seq, batch, &[&body]);
         let bytes = [
             event(11, 6),
             event(14, 6),

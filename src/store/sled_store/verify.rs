@@ -8,7 +8,7 @@
 //! meanwhile tell it what they change there.
 
 use super::disk::Disk;
-use super::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, Tally, damaged, damaged_key, event_key, event_seq, is_history};
+use super::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, Tally, block, damaged, damaged_key, event_key, is_history};
 use crate::store::{Error, HISTORY, Seq, codec};
 use std::ops::{Bound, ControlFlow};
 
@@ -142,9 +142,12 @@ impl HistoryCheck {
             self.found.remove(key, old);
         }
         match new {
-            Some(new) => self.add(disk, key, new),
-            None => Ok(()),
+            // What is left of a block: its last event was seen.
+            Some(new) if old.is_some() => self.found.add(key, new),
+            Some(new) => self.add(disk, key, new)?,
+            None => {}
         }
+        Ok(())
     }
 
     fn add(&mut self, disk: &Disk, key: &[u8], sealed: &[u8]) -> Result<(), Error> {
@@ -152,11 +155,9 @@ impl HistoryCheck {
         if key.first() != Some(&EVENT_PREFIX) {
             return Ok(());
         }
-        if event_seq(key) != Some(self.next_event) {
-            let what = format!("event {} should come here", self.next_event);
-            return Err(damaged_key(disk.file(), key, &what));
-        }
-        self.next_event += 1;
+        let events = block::open(disk, key, sealed.get(codec::ENVELOPE_LEN..).unwrap_or_default())?;
+        block::begins_with(disk, key, &events, self.next_event)?;
+        self.next_event += events.len() as Seq;
         Ok(())
     }
 
@@ -193,6 +194,9 @@ mod tests {
 
     type Write = (Vec<u8>, Option<Vec<u8>>);
 
+    /// Of a record, or a block of one event.
+    const BODY: &[u8] = b"\x02\0ab";
+
     /// A good store of two events, two live and two ended records, changed by `spoil`.
     fn store(dir: &std::path::Path, spoil: impl FnOnce(&mut Vec<Write>, &mut Position)) -> Disk {
         let disk = Disk::open(dir).unwrap();
@@ -207,7 +211,7 @@ mod tests {
             record_key(b"la"),
         ];
         for key in keys {
-            let sealed = codec::seal(&key, 2, b"body");
+            let sealed = codec::seal(&key, 2, BODY);
             position.tally(&key).add(&key, &sealed);
             writes.push((key, Some(sealed)));
         }
@@ -228,7 +232,7 @@ mod tests {
     }
 
     fn again(key: &[u8], batch: u64) -> Write {
-        (key.to_vec(), Some(codec::seal(key, batch, b"body")))
+        (key.to_vec(), Some(codec::seal(key, batch, BODY)))
     }
 
     #[test]
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn the_first_bad_key_is_named() {
-        let bad = verdict(|writes, _| writes[2].1 = Some(codec::seal(b"rb", 3, b"body")));
+        let bad = verdict(|writes, _| writes[2].1 = Some(codec::seal(b"rb", 3, BODY)));
         assert_eq!(bad.unwrap_err(), "key ra: the checksum does not fit");
         for key in [&b"a"[..], b"f", b"i\n", b"s"] {
             let unknown = verdict(|writes, _| writes.push(again(key, 3)));
@@ -269,6 +273,8 @@ mod tests {
             gap.unwrap_err(),
             "key e\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x03: event 2 should come here"
         );
+        let no_block = verdict(|writes, _| writes[1].1 = Some(codec::seal(&event_key(2), 3, b"body")));
+        assert!(no_block.unwrap_err().ends_with("\\x02: it is no block of events"));
         let short = verdict(|_, position| position.next_seq = 4);
         assert!(short.unwrap_err().ends_with("\\x03: it is missing, and the next one will be 4"));
         let first = verdict(|_, position| position.first_seq = 2);
@@ -301,7 +307,7 @@ mod tests {
             change(b"rda", Some(b"other"));
             change(b"rdb", None);
             change(b"rdab", Some(b"new"));
-            change(&event_key(3), Some(b"new"));
+            change(&event_key(3), Some(BODY));
             change(&event_key(1), None);
             (position.first_seq, position.next_seq) = (2, 4);
             while !check.page(&disk, &position, 1).unwrap() {}

@@ -1,7 +1,7 @@
 //! Directories as release 0.1.0 would have left them, with the batches of a workload in them.
 //!
 //! Called by `power`, to cut the power while they are brought up to date. Made from a directory of today: version 1 differs in its head
-//! value, in its events, which do not say what they follow, in the places of its files, and in `FORMAT`.
+//! value, in its events, which do not say what they follow and have a value each, in the places of its files, and in `FORMAT`.
 
 use super::model::Tree;
 use super::replay::Progress;
@@ -47,11 +47,21 @@ fn rewrite(store: &std::path::Path) -> Vec<u8> {
         .flatten()
         .next()
         .expect("the lock of the engine is let go soon");
-    for event in db.scan_prefix(b"e") {
-        let (key, sealed) = event.unwrap();
-        let (commit, body) = codec::unseal(&key, &sealed).unwrap();
-        assert_eq!(body[0], 0);
-        db.insert(&key, codec::seal(&key, commit, &body[1..])).unwrap();
+    for block in db.scan_prefix(b"e").collect::<Vec<_>>() {
+        let (key, sealed) = block.unwrap();
+        let (commit, mut left) = codec::unseal(&key, &sealed).unwrap();
+        let mut events = Vec::new();
+        while let Some((len, rest)) = left.split_first_chunk::<2>() {
+            let (event, rest) = rest.split_at(u16::from_le_bytes(*len).into());
+            assert_eq!(event[0], 0);
+            events.push(&event[1..]);
+            left = rest;
+        }
+        let last = u64::from_be_bytes(key[1..].try_into().unwrap());
+        for (seq, event) in (last + 1 - events.len() as u64..).zip(events) {
+            let key = [b"e", &seq.to_be_bytes()[..]].concat();
+            db.insert(&key, codec::seal(&key, commit, event)).unwrap();
+        }
     }
     let values = db.iter().map(|value| value.unwrap()).filter(|(key, _)| key != HEAD);
     let sums: Vec<u64> = values.map(|(key, sealed)| codec::fingerprint(&key, &sealed)).collect();
