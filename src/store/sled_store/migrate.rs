@@ -105,7 +105,7 @@ fn prove_v1(disk: &Disk, mark: Result<Mark, Error>) -> Result<Position, Error> {
         sum: head.sum,
     };
     match mark {
-        Ok(mark) => refuse_rollback(disk.file(), found, mark)?,
+        Ok(mark) => refuse_rollback((disk.file(), None), found, mark)?,
         // Version 1 made the file after the store, and synced it with every 64th commit only.
         Err(Error::Damaged { .. }) if head.batch < V1_SYNC_EVERY => {}
         Err(error) => return Err(error),

@@ -101,7 +101,7 @@ fn recover(directory: &Directory) -> Result<Found, Error> {
     let (high_water, mark) = HighWater::open(&directory.high_water_path())?;
     let (disk, journal) = open_log(&directory.store_dir())?;
     let position = verify::head(&disk)?;
-    refuse_rollback(disk.file(), Mark::of(&position), mark)?;
+    refuse_rollback((disk.file(), Some(journal.path())), Mark::of(&position), mark)?;
     Ok(Found {
         disk,
         journal,
@@ -182,9 +182,14 @@ fn tidy(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn refuse_rollback(file: &Path, found: Mark, confirmed: Mark) -> Result<(), Error> {
+pub(super) fn refuse_rollback((file, journal): (&Path, Option<&Path>), found: Mark, confirmed: Mark) -> Result<(), Error> {
     let what = if found.batch < confirmed.batch {
-        format!("it ends at commit {}, and commit {} was confirmed", found.batch, confirmed.batch)
+        let journal = journal.map(|journal| format!(", which {} does not have either", journal.display()));
+        let (found, confirmed) = (found.batch, confirmed.batch);
+        format!(
+            "it ends at commit {found}, and commit {confirmed} was confirmed{}",
+            journal.unwrap_or_default()
+        )
     } else if found.batch == confirmed.batch && found.sum != confirmed.sum {
         format!("commit {} is not the one that was confirmed", found.batch)
     } else {
