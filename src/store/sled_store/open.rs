@@ -17,7 +17,7 @@ use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_
 use std::path::Path;
 
 /// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
-const HISTORY_AT_OPEN: usize = 100_000;
+const HISTORY_AT_OPEN: usize = 30_000;
 
 pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
     let is_current = directory.version() == migrations::CURRENT;
