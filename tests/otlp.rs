@@ -66,20 +66,8 @@ fn has(bytes: &[u8], part: &[u8]) -> bool {
 async fn the_spans_of_a_job_come_to_the_collector_in_the_trace_of_its_submission() {
     let dir = tempfile::tempdir().unwrap();
     let (address, posted) = collector();
-    let data = dir.path().join("data").to_string_lossy().into_owned();
-    let args = [
-        "master",
-        "--party-id=p1",
-        "--submitter-port",
-        "0",
-        "--cluster-address=127.0.0.1:1",
-        "--coordinator-address=127.0.0.1:1",
-        "--data-dir",
-        &data,
-        "--otlp-endpoint",
-        &format!("http://{address}"),
-    ];
-    let mut master = Role::new("p1-master", dir.path(), &args);
+    let mut master = Role::master_alone("p1-master", dir.path(), &dir.path().join("data"));
+    master.set_flag("--otlp-endpoint", &format!("http://{address}"));
     master.start().await;
     let client = Client::new(&master.address);
     let body = json!({ "job_type": "dummy", "job_config": { "worker_num": 0, "endpoints": 0 } });

@@ -7,21 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A master on its own: it serves without a coordinator and without a cluster.
 async fn master(dir: &Path) -> Role {
-    let data = dir.join("data").to_string_lossy().into_owned();
-    let mut master = Role::new(
-        "p1-master",
-        dir,
-        &[
-            "master",
-            "--party-id=p1",
-            "--submitter-port",
-            "0",
-            "--cluster-address=127.0.0.1:1",
-            "--coordinator-address=127.0.0.1:1",
-            "--data-dir",
-            &data,
-        ],
-    );
+    let mut master = Role::master_alone("p1-master", dir, &dir.join("data"));
     master.start().await;
     master
 }

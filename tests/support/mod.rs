@@ -72,6 +72,21 @@ impl Role {
         }
     }
 
+    /// A master on its own, not started yet: it serves without a coordinator and without a cluster.
+    pub fn master_alone(name: &str, logs: &Path, data: &Path) -> Self {
+        let args = [
+            "master",
+            "--party-id=p1",
+            "--submitter-port",
+            "0",
+            "--cluster-address=127.0.0.1:1",
+            "--coordinator-address=127.0.0.1:1",
+            "--data-dir",
+            data.to_str().unwrap(),
+        ];
+        Self::new(name, logs, &args)
+    }
+
     /// The value of a flag.
     pub fn flag(&self, flag: &str) -> Option<&str> {
         let at = self.args.iter().position(|arg| arg == flag)?;

@@ -76,9 +76,17 @@ pub(super) fn code(job: &Value) -> ExitCode {
     }
 }
 
-/// How long a master that is away is tried again: never past the time given.
-fn patience(patience: Duration, until: Option<Instant>) -> Duration {
-    until.map_or(patience, |until| until.saturating_duration_since(Instant::now()).min(patience))
+/// One turn of waiting for a job: as it is once `phase` is reached, or after [`TURN`]. It ends at `until`, also while the master is away.
+async fn turn(client: &Client, id: &str, phase: &str, patience: Duration, until: Option<Instant>) -> anyhow::Result<Value> {
+    let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+    let waits = left.min(TURN);
+    let seconds = waits.as_secs_f64().ceil();
+    let request = || {
+        let mut request = Request::get(&["api", "v1", "jobs", id]);
+        request.waits = waits;
+        request.query("wait", format!("{seconds}s")).query("until", phase)
+    };
+    Ok(client.ask_patiently(patience.min(left), request).await?)
 }
 
 /// A job once nothing of it can run any more.
@@ -87,14 +95,7 @@ fn patience(patience: Duration, until: Option<Instant>) -> Duration {
 /// The job is not known, the master is away for too long, or the time is over.
 pub(super) async fn closed(client: &Client, id: &str, until: Option<Instant>) -> anyhow::Result<Value> {
     loop {
-        let left = until.map_or(TURN, |until| until.saturating_duration_since(Instant::now()).min(TURN));
-        let seconds = left.as_secs_f64().ceil();
-        let request = || {
-            let mut request = Request::get(&["api", "v1", "jobs", id]);
-            request.waits = left;
-            request.query("wait", format!("{seconds}s")).query("until", "closed")
-        };
-        let job = client.ask_patiently(patience(CLOSING_PATIENCE, until), request).await?;
+        let job = turn(client, id, "closed", CLOSING_PATIENCE, until).await?;
         if job["live"] == false {
             return Ok(job);
         }
@@ -113,14 +114,7 @@ impl WaitFor {
         let until = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut id = id.to_owned();
         loop {
-            let left = until.map_or(TURN, |until| until.saturating_duration_since(Instant::now()).min(TURN));
-            let seconds = left.as_secs_f64().ceil();
-            let request = || {
-                let mut request = Request::get(&["api", "v1", "jobs", &id]);
-                request.waits = left;
-                request.query("wait", format!("{seconds}s")).query("until", "terminal")
-            };
-            let job = client.ask_patiently(patience(self.patience, until), request).await?;
+            let job = turn(client, &id, "terminal", self.patience, until).await?;
             if matches!(job["state"].as_str(), Some("success" | "failed" | "cancelled")) {
                 match job["successor"].as_str() {
                     Some(next) if self.follow => {

@@ -13,10 +13,7 @@ use tokio::net::TcpStream;
 
 /// A master on its own: it serves without a coordinator and without a cluster.
 async fn master(dir: &Path) -> Role {
-    let data = dir.join("data").to_string_lossy().into_owned();
-    let mut args = vec!["master", "--party-id=p1", "--submitter-port", "0", "--data-dir", &data];
-    args.extend(["--cluster-address=127.0.0.1:1", "--coordinator-address=127.0.0.1:1"]);
-    let mut master = Role::new("p1-master", dir, &args);
+    let mut master = Role::master_alone("p1-master", dir, &dir.join("data"));
     master.start().await;
     master
 }

@@ -42,17 +42,7 @@ fn checked(data_dir: &Path) -> u64 {
 
 /// What a restored directory serves: all jobs, and the events from the first one on.
 async fn serves(federation: &Federation, data_dir: &Path, jobs: &[String], first: u64) {
-    let args = [
-        "master",
-        "--party-id=p1",
-        "--submitter-port",
-        "0",
-        "--cluster-address=127.0.0.1:1",
-        "--coordinator-address=127.0.0.1:1",
-        "--data-dir",
-        text(data_dir),
-    ];
-    let mut master = Role::new("restored", &dir(federation, "logs"), &args);
+    let mut master = Role::master_alone("restored", &dir(federation, "logs"), data_dir);
     master.start().await;
     let client = Client::new(&master.address);
     let listed = client.until("/api/v1/jobs", |page| page["items"].is_array()).await;
