@@ -78,10 +78,7 @@ pub(super) async fn run(options: HistoryOptions) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(options.seconds > 0.0, "--seconds: must be more than 0");
     let place = Place::make(&options.common.dir)?;
     let kept = options.keep.clone().unwrap_or_else(|| place.path().join("made"));
-    if !kept.join("FORMAT").exists() {
-        let (dir, finished) = (kept.clone(), options.finished);
-        Supervisor::blocking(move || maker::make(maker::Role::Master, &dir, 0, finished)).await??;
-    }
+    maker::make_once(maker::Role::Master, &kept, 0, options.finished).await?;
     let (mut table, progress) = (Table::new("history", &COLUMNS), Progress::new(5 * u64::from(options.common.runs)));
     for _ in 0..options.common.runs {
         one(&options, &place, &kept, &mut table, &progress).await?;

@@ -21,6 +21,7 @@ use crate::machine::{Input, Machine, Out};
 use crate::store::directory::Directory;
 use crate::store::sled_store::SledStore;
 use crate::store::{COST_MAX, Commit, Head, Store, codec, write_cost};
+use crate::supervisor::Supervisor;
 use crate::telemetry::say;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -84,11 +85,23 @@ pub(super) fn run(options: &MakeStoreOptions) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// See [`run`].
-pub(super) fn make(role: Role, dir: &Path, live: u64, finished: u64) -> anyhow::Result<Head> {
+fn make(role: Role, dir: &Path, live: u64, finished: u64) -> anyhow::Result<Head> {
     match role {
         Role::Master => jobs(dir, live, finished),
         Role::ClusterManager => tasks(dir, live, finished),
     }
+}
+
+/// [`make`], where there is none yet.
+///
+/// # Errors
+/// See [`run`].
+pub(super) async fn make_once(role: Role, dir: &Path, live: u64, finished: u64) -> anyhow::Result<()> {
+    if !dir.join("FORMAT").exists() {
+        let dir = dir.to_owned();
+        Supervisor::blocking(move || make(role, &dir, live, finished)).await??;
+    }
+    Ok(())
 }
 
 /// A master's directory: finished jobs as `made` says, each with its task, and proposals of others; then live jobs in the states in which jobs wait.

@@ -53,11 +53,7 @@ pub(super) async fn run(options: RecoverOptions) -> anyhow::Result<ExitCode> {
     let place = Place::make(&options.common.dir)?;
     let dir = options.keep.clone().unwrap_or_else(|| place.path().join("full"));
     let began = Instant::now();
-    if !dir.join("FORMAT").exists() {
-        let (role, dir) = (options.role, dir.clone());
-        let (live, finished) = (options.live, options.finished);
-        crate::supervisor::Supervisor::blocking(move || maker::make(role, &dir, live, finished)).await??;
-    }
+    maker::make_once(options.role, &dir, options.live, options.finished).await?;
     let made = began.elapsed();
     let empty = place.path().join("empty");
     let (mut table, progress) = (Table::new("recover", &COLUMNS), Progress::new(u64::from(options.common.runs)));
