@@ -58,6 +58,8 @@ impl Supervisor {
         F: Future<Output = ()> + Send + 'static,
     {
         let supervisor = self.clone();
+        // In a box, or its memory would be there three times: as the argument, in the block below, and in its `select`.
+        let future = Box::pin(future);
         #[expect(clippy::disallowed_methods, reason = "the one spawner")]
         let work = tokio::spawn({
             let stop = self.stop.clone();

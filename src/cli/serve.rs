@@ -6,6 +6,9 @@ use std::future::Future;
 use std::io::Read;
 use std::process::ExitCode;
 
+/// Threads for disk reads and payload files. More do not make a disk faster, and each keeps memory of its own for as long as the process lives.
+const BLOCKING: usize = 32;
+
 /// Run a role.
 ///
 /// # Errors
@@ -16,6 +19,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING)
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {

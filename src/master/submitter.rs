@@ -1,6 +1,8 @@
 //! The cluster submitter: everything this party asks of its cluster manager, in order for each job, many jobs at once.
 //!
 //! A call that fails is made again with backoff until it is answered; no error ends a lane. How tasks end is learnt by [`super::watch`].
+//! Most lanes wait, for as long as the manager is away, and there are as many as jobs: what they do only now and then is in a box, so that one that
+//! waits takes hundreds of bytes and not thousands.
 
 use super::call::{Failed, pause};
 use super::leases::Leases;
@@ -136,7 +138,7 @@ impl Submitter {
         self.shared.supervisor.spawn("submitter", Policy::Passing, async move {
             while let Some((effect, _place)) = submitter.next(&job) {
                 let span = span_of(&effect);
-                submitter.perform(effect, &moved).instrument(span).await;
+                Box::pin(submitter.perform(effect, &moved)).instrument(span).await;
             }
         });
     }
@@ -160,12 +162,12 @@ impl Submitter {
 
     async fn perform(&self, effect: Effect, moved: &Notify) {
         match effect {
-            Effect::AcquireLease { job, step, endpoints } => self.seek_lease(job, step, endpoints, moved).await,
+            Effect::AcquireLease { job, step, endpoints } => Box::pin(self.seek_lease(job, step, endpoints, moved)).await,
             Effect::ReleaseLease { job } => {
                 // A compile step that was told to end may still use them.
                 self.shared.working.gone(&job).await;
                 let leases = |job: &Job| job.spec.plan.endpoints > 0;
-                if !matches!(self.shared.record(Key::Job(job.clone())).await, Some(Record::Job(job)) if !leases(&job)) {
+                if !matches!(Box::pin(self.shared.record(Key::Job(job.clone()))).await, Some(Record::Job(job)) if !leases(&job)) {
                     let _ = self.until_answered(&Waits::Anyway, moved, || self.release(&job)).await;
                     self.leases.freed();
                 }
@@ -177,7 +179,7 @@ impl Submitter {
                     () = pause(tries) => {}
                     () = self.until_over(&waits, moved) => return,
                 }
-                let Some(task) = self.task(&key).await else { return };
+                let Some(task) = Box::pin(self.task(&key)).await else { return };
                 let answer = match self.until_answered(&waits, moved, || self.submit(task.clone())).await {
                     Ok(answer) => answer,
                     Err(Unanswered::Refused) => SubmitAnswer::Refused,
@@ -199,7 +201,7 @@ impl Submitter {
                     }
                 }
             }
-            Effect::Forget { job, number } => self.forget(job, number, moved).await,
+            Effect::Forget { job, number } => Box::pin(self.forget(job, number, moved)).await,
             Effect::Watch { .. }
             | Effect::Prepare { .. }
             | Effect::Propose { .. }
@@ -215,7 +217,7 @@ impl Submitter {
 
     /// Wait for endpoints in the order of all jobs, until there are some or the job has moved on.
     async fn seek_lease(&self, job: JobId, step: u32, endpoints: u16, moved: &Notify) {
-        let order = match self.shared.record(Key::Job(job.clone())).await {
+        let order = match Box::pin(self.shared.record(Key::Job(job.clone()))).await {
             Some(Record::Job(job)) => Order::of(&job, self.ageing),
             _ => return,
         };
@@ -265,7 +267,7 @@ impl Submitter {
 
     /// Resolves once nobody waits for this any more.
     async fn until_over(&self, waits: &Waits, moved: &Notify) {
-        while self.stands(waits).await {
+        while Box::pin(self.stands(waits)).await {
             moved.notified().await;
         }
     }
@@ -293,7 +295,7 @@ impl Submitter {
         let mut backoff = Backoff::new();
         loop {
             let permit = self.in_flight.acquire().await;
-            let answer = tokio::time::timeout(self.call_limit, call()).await;
+            let answer = Box::pin(tokio::time::timeout(self.call_limit, call())).await;
             drop(permit);
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -307,7 +309,7 @@ impl Submitter {
             };
             tracing::debug!(?waits, why, "trying again");
             if let Waits::Task(key, _) = waits {
-                self.note_running(&key.job, why).await;
+                Box::pin(self.note_running(&key.job, why)).await;
             }
             let pause = backoff.delay();
             if let Waits::Anyway = waits {
@@ -324,7 +326,7 @@ impl Submitter {
     /// Say why a job waits.
     pub(super) async fn note(&self, job: &JobId, step: u32, note: String) {
         let job = job.clone();
-        let _ = self.shared.handle.send(Command::Note { job, step, note }).await;
+        let _ = Box::pin(self.shared.handle.send(Command::Note { job, step, note })).await;
     }
 
     /// Say why a running job's task is not with the cluster yet.
@@ -461,7 +463,7 @@ impl Submitter {
     }
 
     async fn tell(&self, command: Command) {
-        if let Err(Refusal::Rejected(late)) = self.shared.handle.send(command).await {
+        if let Err(Refusal::Rejected(late)) = Box::pin(self.shared.handle.send(command)).await {
             tracing::debug!(%late, "a late outcome");
         }
     }
