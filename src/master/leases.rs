@@ -161,7 +161,7 @@ impl Leases {
     }
 
     /// Serve the queue until the role stops.
-    pub(super) async fn run(self, submitter: Submitter) {
+    pub(super) async fn run(self, submitter: Arc<Submitter>) {
         let mut backoff = Backoff::new();
         loop {
             if self.locked(|queue| queue.waiting.is_empty()) {

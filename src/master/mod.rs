@@ -338,7 +338,7 @@ struct Executors {
     runner: runner::Runner,
     follower: follower::Follower,
     reporter: reporter::Reporter,
-    submitter: submitter::Submitter,
+    submitter: Arc<submitter::Submitter>,
     subscriber: subscriber::Subscriber,
     timers: timers::Timers,
 }

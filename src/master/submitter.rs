@@ -36,19 +36,18 @@ use tracing::{Instrument, Span};
 const IN_FLIGHT: usize = 64;
 /// The role of the peer, in metrics.
 pub(super) const PEER: &str = "cluster-manager";
-/// Runs lanes of effects, one lane for each job. Cheap to clone.
-#[derive(Clone)]
+/// Runs lanes of effects, one lane for each job.
 pub(super) struct Submitter {
     shared: Shared,
     channel: Channel,
     address: String,
     probe: Probe,
     watcher: Watcher,
-    lanes: Arc<Mutex<HashMap<JobId, Lane>>>,
+    lanes: Mutex<HashMap<JobId, Lane>>,
     leases: Leases,
     /// What a point of priority is worth.
     ageing: Duration,
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
     /// How long one call may take.
     call_limit: Duration,
 }
@@ -80,28 +79,28 @@ enum Unanswered {
 }
 
 impl Submitter {
-    pub(super) fn new(shared: Shared, channel: Channel, address: String, settings: &Settings) -> Self {
+    pub(super) fn new(shared: Shared, channel: Channel, address: String, settings: &Settings) -> Arc<Self> {
         let probe = Probe::new(channel.clone(), "master");
         let watcher = Watcher::start(&shared, channel.clone(), probe.clone());
-        let submitter = Self {
+        let submitter = Arc::new(Self {
             channel,
             address,
             probe,
             watcher,
-            lanes: Arc::default(),
+            lanes: Mutex::default(),
             leases: Leases::new(settings.jobs.ageing()),
             ageing: settings.jobs.ageing(),
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            in_flight: Semaphore::new(IN_FLIGHT),
             call_limit: Duration::from_secs(settings.patience.cluster_s),
             shared,
-        };
+        });
         let leases = submitter.leases.clone().run(submitter.clone());
         submitter.shared.supervisor.spawn("leases", Policy::Essential, leases);
         submitter
     }
 
     /// Put an effect into the lane of its job; the lane runs by itself.
-    pub(super) fn take(&self, effect: Effect) {
+    pub(super) fn take(self: &Arc<Self>, effect: Effect) {
         let job = match &effect {
             Effect::Watch { key } => return self.watcher.watch(key.clone()),
             Effect::AcquireLease { job, .. } | Effect::ReleaseLease { job } | Effect::Forget { job, .. } => job.clone(),
