@@ -89,7 +89,8 @@ pub(super) async fn run(options: HistoryOptions) -> anyhow::Result<ExitCode> {
             "{} finished jobs and their tasks; {} clients ask for pages of 50, {} submit meanwhile; they and the master share the cores",
             options.finished, options.readers, options.submitters
         ),
-        "ready_ms: from the start of the process to /readyz; lists_ms: to the first page of jobs; files in the page cache".to_owned(),
+        "ready_ms: from the start of the process to its ready line; lists_ms: to the first page of jobs; files in the page cache"
+            .to_owned(),
         "every page was what the store was made with; after the kill every submitted job was there, and none more".to_owned(),
     ];
     table.say(&options.common, &place.machine, &notes);
@@ -172,9 +173,8 @@ impl Home {
         let began = Instant::now();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let role = Role::start_within(LIMIT, "master", &self.dir, args).await?;
-        let mut connection = Connection::open(&role.address).await?;
-        until_answered(&mut connection, "/readyz", began).await?;
         let ready_ms = began.elapsed().as_secs_f64() * 1e3;
+        let mut connection = Connection::open(&role.address).await?;
         until_answered(&mut connection, "/api/v1/jobs?limit=1", began).await?;
         Ok(Started {
             role,
