@@ -61,18 +61,30 @@ fn what(event: &Value) -> String {
 /// Show jobs.
 ///
 /// # Errors
-/// A job is not known, or the master cannot be reached.
+/// A job is not known, or the master cannot be reached; the others are shown all the same.
 pub(super) async fn get(options: GetOptions) -> anyhow::Result<ExitCode> {
     let client = options.target.client()?;
-    let mut jobs = Vec::new();
+    let (mut jobs, mut failed) = (Vec::new(), None);
     for id in &options.jobs {
-        jobs.push(client.ask(Request::get(&["api", "v1", "jobs", id])).await?);
+        match client.ask(Request::get(&["api", "v1", "jobs", id])).await {
+            Ok(job) => jobs.push(job),
+            Err(error) => {
+                let is_passing = error.is_passing();
+                if let Some(earlier) = failed.replace(error) {
+                    eprintln!("fedbroker: {earlier}");
+                }
+                if is_passing {
+                    break;
+                }
+            }
+        }
     }
     match jobs.as_slice() {
+        [] => {}
         [job] => output::one(options.target.format(), COLUMNS, "job_id", job),
         jobs => output::list(options.target.format(), COLUMNS, "job_id", jobs),
     }
-    Ok(ExitCode::SUCCESS)
+    failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
 /// Show events.

@@ -76,7 +76,7 @@ impl HighWater {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged(
-                    "it is missing, and without it an old state of the store would not be noticed",
+                    "it is missing, and without it an old state of the store would not be noticed; `fedbroker store check` says what can be done",
                 ));
             }
             Err(e) => return Err(Error::at("open", path)(e)),
@@ -84,7 +84,7 @@ impl HighWater {
         file.sync_all().map_err(Error::at("sync", path))?;
         let marks = [0, 1].map(|slot| read_slot(&file, slot));
         let newest = marks.iter().flatten().max_by_key(|mark| mark.batch).copied();
-        let mark = newest.ok_or_else(|| damaged("no mark in it can be read"))?;
+        let mark = newest.ok_or_else(|| damaged("no mark in it can be read; `fedbroker store check` says what can be done"))?;
         let high_water = HighWater {
             file: Some(file),
             slot: u64::from(marks[0] == Some(mark)),

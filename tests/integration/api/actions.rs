@@ -47,6 +47,12 @@ async fn a_job_is_held_released_and_cancelled() {
         http.post(&act("cancel"), &json!({ "reasn": "x" })).await.problem("cancel"),
         ("unknown_field".to_owned(), "/reasn".to_owned())
     );
+    assert_eq!(
+        http.post(&act("cancel"), &json!({ "reason": "x".repeat(513) }))
+            .await
+            .problem("cancel"),
+        ("invalid_field".to_owned(), "/reason".to_owned())
+    );
     for _ in 0..2 {
         let job = http
             .post(&act("cancel"), &json!({ "reason": "not needed\nany more" }))

@@ -179,7 +179,12 @@ async fn streams_are_refused_in_words_and_limited() {
         http.send("GET", "/api/v1/jobs/nope/events", &[stream], "").await.problem("job").0,
         "job_not_found"
     );
-    for query in ["after=x", "after=-1", "limit=1001", "limit=0"] {
+    // A number of another log, or of this one before it was restored.
+    for path in ["/api/v1/events".to_owned(), format!("/api/v1/jobs/{id}/events")] {
+        let answer = http.send("GET", &path, &[stream, ("last-event-id", "1000000")], "").await;
+        assert_eq!(answer.problem(&path), ("invalid_parameter".to_owned(), "?after".to_owned()));
+    }
+    for query in ["after=x", "after=-1", "after=1000000", "limit=1001", "limit=0"] {
         assert_eq!(
             http.get(&format!("/api/v1/events?{query}")).await.problem(query).0,
             "invalid_parameter"

@@ -80,6 +80,8 @@ async fn a_job_is_submitted_found_watched_and_purged() {
         (&job["job_id"], &job["labels"]["run"], &job["priority"]),
         (&json!(id), &json!("1"), &json!(-3))
     );
+    let (code, out, err) = said(&endpoint, &["job", "get", "nope", &id, "-o", "name"]).await;
+    assert!(code == 1 && out.trim() == id && err.contains("nope"), "{code} {out} {err}");
     let yaml = good(&endpoint, &["job", "get", &id, "-o", "yaml"]).await;
     assert!(yaml.contains(&format!("job_id: {id}")), "{yaml}");
 

@@ -17,6 +17,7 @@ use super::submit::{answer, key_of, provenance, refused, shown};
 use crate::machine::ids::{JobId, PartyId, TaskKey};
 use crate::machine::join_key;
 use crate::machine::master::{Command, Record, Reply};
+use crate::machine::outcome::REASON_MAX;
 use crate::master::peers::parties_of;
 use crate::store::Error;
 use crate::supervisor::Supervisor;
@@ -38,7 +39,7 @@ const BULK_PIECE: usize = 250;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::master::rest) struct Cancel {
-    /// One line; shown with the job.
+    /// One line of at most 512 bytes; shown with the job.
     #[serde(default)]
     reason: String,
 }
@@ -57,9 +58,17 @@ pub(in crate::master::rest) struct BulkCancel {
     /// Only tell which.
     #[serde(default)]
     dry_run: bool,
-    /// One line; shown with the jobs.
+    /// One line of at most 512 bytes; shown with the jobs.
     #[serde(default)]
     reason: String,
+}
+
+/// It is stored as it is given, or not at all.
+fn check_reason(reason: &str) -> Result<(), Problem> {
+    if reason.len() > REASON_MAX {
+        return Err(Problem::field("/reason", format!("{} bytes; at most {REASON_MAX}", reason.len())));
+    }
+    Ok(())
 }
 
 /// What became of a bulk cancel.
@@ -120,6 +129,7 @@ pub(in crate::master::rest) async fn cancel(
     query.end()?;
     let _place = wait.map(|_| jobs::take_wait(&door)).transpose()?;
     let Cancel { reason } = read(request, limit(&door)).await?;
+    check_reason(&reason)?;
     let job = known(&door, &id).await?;
     let command = Command::Cancel { job: job.clone(), reason };
     door.shared.handle.send(command).await.map_err(|refusal| refused(&door, refusal))?;
@@ -253,6 +263,7 @@ pub(in crate::master::rest) async fn cancel_many(
     request: Request,
 ) -> Result<Json<BulkAnswer>, Problem> {
     let BulkCancel { filter, dry_run, reason } = read(request, limit(&door)).await?;
+    check_reason(&reason)?;
     let filter = Filter::of_body(filter)?;
     if filter.is_empty() {
         return Err(Problem::field("/filter", "says nothing; to end all jobs, name the states"));

@@ -147,13 +147,22 @@ impl Asked {
         Ok(Self { stream, after, limit })
     }
 
-    /// Whether what is asked for is there to its beginning.
+    /// Whether what is asked for is there to its beginning, and is of this log: whoever has a number beyond its end would wait for ever, or be
+    /// given other events than those after the one it knows.
     fn check(&self, door: &Door) -> Result<(), Problem> {
+        let Some(after) = self.after else { return Ok(()) };
         let oldest = door.shared.handle.reader().first_seq();
-        match self.after {
-            Some(after) if after + 1 < oldest && after > 0 => Err(trimmed(oldest)),
-            _ => Ok(()),
+        if after > 0 && after + 1 < oldest {
+            return Err(trimmed(oldest));
         }
+        let head = *door.shared.handle.head().borrow();
+        if after > head {
+            let why = format!(
+                "the last event is {head}, and {after} is none of this log; was the store restored from a backup? Go on with after={head}"
+            );
+            return Err(Problem::parameter("after", why));
+        }
+        Ok(())
     }
 }
 
