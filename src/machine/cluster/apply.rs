@@ -98,7 +98,7 @@ impl Cluster {
         }
         changes.held.extend(task.content.payload());
         changes.keys.insert(Key::Task(key.clone()));
-        self.put_task(key, task.clone());
+        self.put_task(key, Box::new(task.clone()));
     }
 
     fn apply_granted(&mut self, id: &LeaseId, worker: &WorkerId, ports: &[u16], at: Timestamp, changes: &mut Changed) {
@@ -173,7 +173,7 @@ impl Cluster {
         changes.keys.insert(Key::Worker(id.clone()));
     }
 
-    fn take_task(&mut self, key: &TaskKey) -> Option<Task> {
+    fn take_task(&mut self, key: &TaskKey) -> Option<Box<Task>> {
         let task = self.tasks.remove(key)?;
         if let Some(worker) = self.index.remove_task(key, &task) {
             self.refresh(&worker);
@@ -182,7 +182,7 @@ impl Cluster {
     }
 
     /// Put a task's record in, in place of what is there.
-    pub(super) fn put_task(&mut self, key: &TaskKey, task: Task) {
+    pub(super) fn put_task(&mut self, key: &TaskKey, task: Box<Task>) {
         self.take_task(key);
         self.next_number = self.next_number.max(task.number + 1);
         let touched = self.index.add_task(key, &task);

@@ -66,7 +66,7 @@ pub struct Cluster {
     rules: Rules,
     counters: Counters,
     workers: BTreeMap<WorkerId, Worker>,
-    tasks: BTreeMap<TaskKey, Task>,
+    tasks: BTreeMap<TaskKey, Box<Task>>,
     leases: BTreeMap<LeaseId, Lease>,
     index: Index,
     /// The next task's place in the queue; above that of every live task, which is all that the order needs.
@@ -167,7 +167,7 @@ impl Machine for Cluster {
         match key {
             Key::Counters => Some(Record::Counters(self.counters)),
             Key::Lease(id) => self.leases.get(id).cloned().map(Record::Lease),
-            Key::Task(key) => self.tasks.get(key).cloned().map(|task| Record::Task(Box::new(task))),
+            Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
             Key::Worker(id) => self.workers.get(id).cloned().map(Record::Worker),
         }
     }
@@ -191,7 +191,7 @@ impl Machine for Cluster {
         match (key, record) {
             (Key::Counters, Record::Counters(counters)) => self.counters = counters,
             (Key::Lease(id), Record::Lease(lease)) => self.put_lease(id, Some(lease)),
-            (Key::Task(key), Record::Task(task)) => self.put_task(key, *task),
+            (Key::Task(key), Record::Task(task)) => self.put_task(key, task),
             (Key::Worker(id), Record::Worker(worker)) => self.put_worker(id, worker),
             (key, record) => debug_assert!(false, "{key:?} cannot name {record:?}"),
         }

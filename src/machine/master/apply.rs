@@ -245,7 +245,7 @@ impl Master {
             successor: None,
             last_event: changes.seq,
         };
-        self.jobs.insert(id.clone(), job);
+        self.jobs.insert(id.clone(), Box::new(job));
         changes.keys.insert(Key::Counter);
         changes.keys.insert(Key::Job(id.clone()));
     }
@@ -266,7 +266,7 @@ impl Master {
     /// lingers here runs any more.
     fn leave(&mut self, job: &JobId, state: JobState, at: Timestamp, lingers: bool, changes: &mut Changes<Key>) {
         let has_lease = |job: &Job| job.state == JobState::Leasing || job.lease.is_some();
-        let leaves = lingers || self.jobs.get(job).is_some_and(has_lease);
+        let leaves = lingers || self.job(job).is_some_and(has_lease);
         self.step(job, state, Some(at), changes, |job, _| job.returning |= leaves);
     }
 
@@ -404,7 +404,7 @@ impl Master {
             state,
             last_event: changes.seq,
         };
-        self.tasks.insert(key.clone(), task);
+        self.tasks.insert(key.clone(), Box::new(task));
         changes.keys.insert(Key::Task(key.clone()));
     }
 

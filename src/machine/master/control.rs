@@ -313,7 +313,7 @@ impl Master {
 
     /// The job, live or ended.
     fn known_job<'a>(&'a self, id: &JobId, input: &'a crate::machine::Input<Key, Record>) -> Option<&'a Job> {
-        self.jobs.get(id).or_else(|| match input.recalled(&Key::Job(id.clone())) {
+        self.job(id).or_else(|| match input.recalled(&Key::Job(id.clone())) {
             Some(Record::Job(job)) => Some(job),
             _ => None,
         })

@@ -193,7 +193,7 @@ impl Master {
         let Some(announced) = news.announced else {
             // It is still on its way, as its withdrawal may be, or never will be; who has been told something cannot be told more.
             let proposing = |job: &Job| matches!(job.state, JobState::Proposing { .. });
-            if self.withdrawals.contains_key(&job) || self.jobs.get(&job).is_some_and(proposing) {
+            if self.withdrawals.contains_key(&job) || self.job(&job).is_some_and(proposing) {
                 return Ok(Reply::Known);
             }
             self.stop_following(&job, out);

@@ -40,7 +40,7 @@ impl Master {
     }
 
     pub(super) fn lease_released(&mut self, id: JobId, (_, out): Ctx<'_>) -> Result<Reply, Rejection> {
-        if !self.jobs.get(&id).is_some_and(Master::owes) {
+        if !self.job(&id).is_some_and(Master::owes) {
             return Err(Rejection::Late(format!("the lease of job {id}")));
         }
         out.emit(self, Event::LeaseReleased { job: id.clone() });

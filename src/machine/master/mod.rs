@@ -110,8 +110,9 @@ pub enum Record {
 pub struct Master {
     rules: Rules,
     last_number: u64,
-    jobs: BTreeMap<JobId, Job>,
-    tasks: BTreeMap<TaskKey, Task>,
+    // In boxes: half the places of a node are empty.
+    jobs: BTreeMap<JobId, Box<Job>>,
+    tasks: BTreeMap<TaskKey, Box<Task>>,
     participations: BTreeMap<ProposalId, Participation>,
     /// Only those of the commit under way: a submission is never live.
     submissions: BTreeMap<KeyHash, Submission>,
@@ -149,11 +150,19 @@ impl Master {
         }
     }
 
+    fn job(&self, id: &JobId) -> Option<&Job> {
+        self.jobs.get(id).map(Box::as_ref)
+    }
+
+    fn task(&self, key: &TaskKey) -> Option<&Task> {
+        self.tasks.get(key).map(Box::as_ref)
+    }
+
     fn tasks_of<'a>(&'a self, job: &'a JobId) -> impl Iterator<Item = &'a Task> {
         // Keys sort by job first; the empty task id cannot be parsed, so begin at the job and stop when it changes.
         self.tasks
             .range(first_task(job)..)
-            .map(|(_, task)| task)
+            .map(|(_, task)| &**task)
             .take_while(move |task| task.key.job == *job)
     }
 }
@@ -283,8 +292,8 @@ impl Machine for Master {
     fn record(&self, key: &Key) -> Option<Record> {
         match key {
             Key::Counter => Some(Record::Counter(self.last_number)),
-            Key::Job(id) => self.jobs.get(id).cloned().map(Record::Job),
-            Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
+            Key::Job(id) => self.job(id).cloned().map(Record::Job),
+            Key::Task(key) => self.task(key).cloned().map(Record::Task),
             Key::Participation(id) => self.participations.get(id).cloned().map(Record::Participation),
             Key::Submission(hash) => self.submissions.get(hash).cloned().map(Record::Submission),
             Key::Purge(id) => self.purges.get(id).cloned().map(Record::Purge),
@@ -330,11 +339,11 @@ impl Machine for Master {
         match record {
             Record::Counter(number) => self.last_number = number,
             Record::Job(job) => {
-                self.jobs.insert(job.id.clone(), job);
+                self.jobs.insert(job.id.clone(), Box::new(job));
             }
             Record::Task(task) => {
                 self.under_way += u32::from(apply::is_under_way(&task));
-                self.tasks.insert(task.key.clone(), task);
+                self.tasks.insert(task.key.clone(), Box::new(task));
             }
             Record::Participation(participation) => {
                 self.under_way += u32::from(participation.state == ParticipationState::Offered);
@@ -385,12 +394,12 @@ impl Machine for Master {
 
     fn resume(&self, _now: Timestamp) -> Vec<Effect> {
         let jobs = self.jobs.values().filter_map(|job| self.effect_of_job(job));
-        let tasks = self.tasks.values().filter_map(Self::effect_of_task);
+        let tasks = self.tasks.values().filter_map(|task| Self::effect_of_task(task));
         let offered = self.participations.values().filter(|p| p.state == ParticipationState::Offered);
         let fetches = offered.map(|p| Effect::Fetch {
             proposal: p.proposal.clone(),
         });
-        let deadlines = self.jobs.values().filter_map(control::deadline_of);
+        let deadlines = self.jobs.values().filter_map(|job| control::deadline_of(job));
         let purges = self.purges.values().map(|purge| Effect::Forget {
             job: purge.job.clone(),
             number: purge.number,

@@ -134,7 +134,7 @@ impl Master {
 
     /// Why no task of this job of this party may start any more, if it has ended: as cancelled, as failed, or long ago.
     fn ended_own(&self, job: &JobId, input: &Input<Key, Record>) -> Option<String> {
-        let known = self.jobs.get(job).or(match input.recalled(&Key::Job(job.clone())) {
+        let known = self.job(job).or(match input.recalled(&Key::Job(job.clone())) {
             Some(Record::Job(job)) => Some(job),
             _ => None,
         });

@@ -22,7 +22,7 @@ impl Master {
         (tasks, parties): (Vec<TaskKey>, Vec<PartyId>),
         (input, out): Ctx<'_>,
     ) -> Result<Reply, Rejection> {
-        let job = match (self.jobs.get(id), input.recalled(&Key::Job(id.clone()))) {
+        let job = match (self.job(id), input.recalled(&Key::Job(id.clone()))) {
             (Some(job), _) | (None, Some(Record::Job(job))) => job,
             _ => return Err(Rejection::NotFound(id.clone())),
         };

@@ -12,7 +12,7 @@ pub const UNWATCHED: &str = "the cluster manager is a FedVision 0.1 one, which d
 impl Master {
     pub(super) fn submitted(&mut self, key: TaskKey, tries: u32, answer: SubmitAnswer, (input, out): Ctx<'_>) -> Result<Reply, Rejection> {
         let fits = |task: &&Task| task.state == TaskState::Queued && task.tries == tries;
-        if self.tasks.get(&key).filter(fits).is_none() {
+        if self.task(&key).filter(fits).is_none() {
             return Err(Rejection::Late(format!("task {key}")));
         }
         match answer {
@@ -73,7 +73,7 @@ impl Master {
                 TaskState::Queued | TaskState::Submitted { .. } | TaskState::Cancelling { .. }
             )
         };
-        if self.tasks.get(&key).filter(open).is_none() {
+        if self.task(&key).filter(open).is_none() {
             return Err(Rejection::Late(format!("task {key}")));
         }
         self.end_and_settle(key, outcome.clipped(), ctx);
@@ -92,7 +92,7 @@ impl Master {
         self.owe_report(&key, PeerState::Ended(outcome.end), &outcome.reason, out);
         // A task of the job's own proposal may end before its verdict is known here, after a crash while it was open.
         let under_way = |job: &Job| matches!(job.state, JobState::Proposing { .. } | JobState::Running);
-        if !self.jobs.get(&key.job).is_some_and(under_way) {
+        if !self.job(&key.job).is_some_and(under_way) {
             self.close(&key.job, out);
             return;
         }
