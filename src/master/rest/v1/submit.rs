@@ -215,14 +215,6 @@ fn wish(submit: Submit) -> Result<Wish, Problem> {
         .ok()
         .filter(|attempts| (1..=ATTEMPTS_MAX).contains(attempts))
         .ok_or_else(out)?;
-    if let (Some(deadline), Some(not_before)) = (&submit.deadline, &submit.not_before)
-        && deadline.0 <= not_before.0
-    {
-        return Err(Problem::field(
-            "/deadline",
-            "not after not_before: the job would end before it may begin",
-        ));
-    }
     check_labels(&submit.labels).map_err(|why| Problem::new(Code::InvalidField, why).at("/labels"))?;
     Ok(Wish {
         job_type: submit.job_type,
