@@ -37,8 +37,14 @@ impl FedVision {
     /// The content as a record holds it, durable if it is a file; the pin goes with the command.
     async fn content(&self, bytes: Vec<u8>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
         let payloads = self.0.payloads.clone();
-        let kept = move || (<[u8; 32]>::from(Sha256::digest(&bytes)), payloads.keep(bytes));
-        let (fingerprint, kept) = Supervisor::blocking(kept).await.map_err(convert::unavailable)?;
+        let is_small = Content::fits(bytes.len());
+        let keep = move || (<[u8; 32]>::from(Sha256::digest(&bytes)), payloads.keep(bytes));
+        let (fingerprint, kept) = if is_small {
+            // No disk, no thread.
+            keep()
+        } else {
+            Supervisor::blocking(keep).await.map_err(convert::unavailable)?
+        };
         let (content, pinned) = kept.map_err(convert::unavailable)?;
         Ok((content, fingerprint, pinned))
     }

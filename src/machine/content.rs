@@ -59,6 +59,11 @@ pub enum Content {
 }
 
 impl Content {
+    /// Whether a record holds so many bytes itself.
+    pub fn fits(bytes: usize) -> bool {
+        bytes <= INLINE_MAX
+    }
+
     /// The payload file this content keeps alive, if any.
     pub fn payload(&self) -> Option<PayloadRef> {
         match self {

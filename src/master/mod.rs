@@ -142,6 +142,10 @@ impl Shared {
     /// The file cannot be written.
     pub async fn keep(&self, bytes: impl Into<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
         let (payloads, bytes) = (self.payloads.clone(), bytes.into());
+        if Content::fits(bytes.len()) {
+            // No disk, no thread.
+            return Ok(payloads.keep(bytes)?);
+        }
         Ok(Supervisor::blocking(move || payloads.keep(bytes)).await??)
     }
 
@@ -166,6 +170,9 @@ impl Shared {
     /// # Errors
     /// The file is damaged or gone.
     pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
+        if let Content::Inline(bytes) = content {
+            return Ok(bytes.clone());
+        }
         let mut backoff = Backoff::new();
         loop {
             let (payloads, content) = (self.payloads.clone(), content.clone());

@@ -18,7 +18,7 @@ mod files;
 use super::Error;
 use super::space::Space;
 use crate::crash_point;
-use crate::machine::content::{Content, INLINE_MAX, PayloadRef};
+use crate::machine::content::{Content, PayloadRef};
 use files::Files;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -138,7 +138,7 @@ impl Payloads {
 
     /// Make bytes fit for a record: few of them inline, many as a file, which the pin keeps until the record that refers to it is counted.
     pub fn keep(&self, bytes: impl Into<Vec<u8>> + AsRef<[u8]>) -> Result<(Content, Option<Pinned>), Error> {
-        if bytes.as_ref().len() <= INLINE_MAX {
+        if Content::fits(bytes.as_ref().len()) {
             return Ok((Content::Inline(bytes.into()), None));
         }
         let pinned = self.put(bytes.as_ref())?;
