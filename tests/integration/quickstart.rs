@@ -3,6 +3,7 @@
 use crate::gated::{command, until};
 use crate::support::{Client, DEADLINE};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -40,7 +41,15 @@ fn processes_of(dir: &Path) -> Vec<String> {
 }
 
 async fn nothing_is_left(dir: &Path) {
-    until(&format!("no process is left of {}", dir.display()), || processes_of(dir).is_empty()).await;
+    let mut seen = BTreeSet::new();
+    let gone = || {
+        let there = processes_of(dir);
+        seen.extend(there.iter().filter_map(|process| process.split(' ').next()).map(str::to_owned));
+        // One that ends loses its command line first, and the lock of its directory with its files.
+        let holds = |pid: &String| std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut files| files.next().is_some());
+        there.is_empty() && !seen.iter().any(holds)
+    };
+    until(&format!("no process is left of {}", dir.display()), gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
