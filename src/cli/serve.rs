@@ -7,7 +7,7 @@ use std::io::Read;
 use std::process::ExitCode;
 
 /// Threads for disk reads and payload files. More do not make a disk faster, and each keeps memory of its own for as long as the process lives.
-const BLOCKING: usize = 32;
+const BLOCKING: usize = 12;
 
 /// Run a role.
 ///
