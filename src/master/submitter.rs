@@ -325,7 +325,7 @@ impl Submitter {
     /// Say why a job waits.
     pub(super) async fn note(&self, job: &JobId, step: u32, note: String) {
         let job = job.clone();
-        let _ = Box::pin(self.shared.handle.send(Command::Note { job, step, note })).await;
+        let _ = self.shared.handle.send(Command::Note { job, step, note }).await;
     }
 
     /// Say why a running job's task is not with the cluster yet.

@@ -10,7 +10,6 @@
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
-//!   ones, and has the file system sync their names in order.
 //! - After a write that found the disk full it fails every later one, and reads too: a read may split a page, which is a write. So the space
 //!   for a commit is reserved before the engine is asked (`reserve`).
 //! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
@@ -36,7 +35,7 @@ use std::time::Duration;
 /// page table comes on top, some 35 bytes for each value.
 const CACHE: u64 = 4 * 1024 * 1024;
 /// Every so manieth key of a range is looked up once more. The engine notes accesses to pages in 256 queues and lets pages go only when a queue has 64: a
-/// walk, which comes to each page once, would keep 16,000 pages beyond the cache, 100 MB of events.
+/// walk, which comes to each page once, would keep 16,000 pages beyond the cache, 100 MB of events. Not the first key: most ranges are of one.
 const LOOK_AGAIN: usize = 2;
 /// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
 pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
@@ -134,7 +133,7 @@ impl Disk {
         self.guard("read", || {
             for (nth, item) in self.db().range::<&[u8], _>((from, Bound::Unbounded)).enumerate() {
                 let (key, value) = item?;
-                if nth % LOOK_AGAIN == 0 {
+                if nth % LOOK_AGAIN == 1 {
                     self.db().contains_key(&key)?;
                 }
                 match each(&key, &value) {
