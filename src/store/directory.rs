@@ -36,7 +36,20 @@ pub struct Directory {
     path: PathBuf,
     created: bool,
     format: Arc<Mutex<Format>>,
-    lock: Arc<File>,
+    lock: Arc<Lock>,
+}
+
+/// A file that is locked until this goes.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Said, and not left to the close: a child that is being made has a copy of the descriptor until its program begins, and the lock with it.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the lock of the data directory stays until the process ends");
+        }
+    }
 }
 
 impl Directory {
@@ -252,7 +265,7 @@ impl Directory {
     }
 
     /// A hold on the lock for one who outlives this value.
-    pub(super) fn hold(&self) -> Arc<File> {
+    pub(super) fn hold(&self) -> Arc<Lock> {
         Arc::clone(&self.lock)
     }
 
@@ -393,7 +406,7 @@ fn refuse_full(path: &Path, needed: u64) -> Result<(), Error> {
 }
 
 /// flock is tied to the open file, so it holds while this process is stopped and ends with it, however it ends.
-fn take_lock(dir: &Path, role: &str) -> Result<File, Error> {
+fn take_lock(dir: &Path, role: &str) -> Result<Lock, Error> {
     let path = dir.join("LOCK");
     let open = fs::OpenOptions::new()
         .read(true)
@@ -428,7 +441,7 @@ fn take_lock(dir: &Path, role: &str) -> Result<File, Error> {
     match name_holder(&mut file).map_err(Error::at("write", &path)) {
         // It is held all the same; whoever comes second is told so without a name.
         Err(error) if !error.is_full() => Err(error),
-        _ => Ok(file),
+        _ => Ok(Lock(file)),
     }
 }
 
@@ -483,6 +496,16 @@ mod tests {
         );
         drop(hold);
         Directory::open(dir.path(), "master", ID).unwrap();
+    }
+
+    #[test]
+    fn a_child_that_is_being_made_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Directory::open(dir.path(), "master", ID).unwrap();
+        let copied_by_fork = first.lock.0.try_clone().unwrap();
+        drop(first);
+        Directory::open(dir.path(), "master", ID).unwrap();
+        drop(copied_by_fork);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) use position::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, Tally
 pub use proof::Proof;
 
 use super::codec::{self, DecodeError};
-use super::directory::Directory;
+use super::directory::{Directory, Lock};
 use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store, write_cost};
 use crate::crash_point;
 use crate::metrics::Seconds;
@@ -71,7 +71,7 @@ pub struct SledStore {
     barriers: OnceLock<Seconds>,
     writer: Mutex<Writer>,
     // Released last, after the engine is closed.
-    _lock: Arc<File>,
+    _lock: Arc<Lock>,
 }
 
 /// What only the committer touches.
@@ -125,7 +125,7 @@ impl SledStore {
         copy::copy(self, each)
     }
 
-    fn new(disk: Disk, writer: Writer, lock: Arc<File>) -> SledStore {
+    fn new(disk: Disk, writer: Writer, lock: Arc<Lock>) -> SledStore {
         SledStore {
             disk,
             barrier: Barrier::new(writer.position.head()),
