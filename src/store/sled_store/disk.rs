@@ -7,7 +7,7 @@
 //!   inode, and sled never replaces the file).
 //! - A log segment or more that was written since the last barrier can make recovery drop the whole log. So segments are of 8 MiB, what is
 //!   written between two barriers costs at most 6 (`journal`), and sled's own flusher is off.
-//! - A value above a quarter of a segment goes to a file in `blobs/`, outside the batch. Values end at 4 KiB; a file there is damage.
+//! - A value above a quarter of a segment goes to a file in `blobs/`, outside the log. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
 //! - After a write that found the disk full it fails every later one, and reads too: a read may split a page, which is a write. So the space
@@ -163,17 +163,16 @@ impl Disk {
         self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Let all or nothing be seen; [`Disk::sync`] makes it durable.
+    /// Give the engine these values, one after the other; [`Disk::sync`] makes them durable. Not as a batch of the engine: that seals two buffers, which
+    /// two threads of its pool write and wait for the disk at, each time.
     pub(super) fn apply(&self, writes: Writes) -> Result<(), Error> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in writes {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
         self.guard("write to", || {
-            self.db().apply_batch(batch)?;
+            for (key, value) in writes {
+                match value {
+                    Some(value) => self.db().insert(key, value)?,
+                    None => self.db().remove(key)?,
+                };
+            }
             #[cfg(test)]
             if *self.fault.lock().unwrap() == Some(Fault::Apply) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
@@ -192,7 +191,7 @@ impl Disk {
         })
     }
 
-    /// Write all or nothing, and return when it survives a power cut.
+    /// Write these values, and return when they survive a power cut. A power cut before that may leave some of them.
     pub(super) fn commit(&self, writes: Writes) -> Result<(), Error> {
         self.apply(writes)?;
         self.sync()
