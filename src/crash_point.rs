@@ -15,21 +15,25 @@
 pub const VARIABLE: &str = "FEDBROKER_CRASH_POINT";
 
 /// The points that do not follow from a machine's commands and effects, and what is true at each.
-pub const PLACES: [(&str, &str); 10] = [
+pub const PLACES: [(&str, &str); 11] = [
     ("store.begun", "a commit is made, and nothing of it is written"),
     ("store.written", "the commit is in the journal, which is not synced"),
     (
         "store.synced",
         "the commit is durable in the journal, and the storage engine was told nothing of it",
     ),
-    ("store.applied", "the storage engine has the commit in memory, nobody was told"),
+    ("store.applied", "readers see the commit, nobody was told"),
+    (
+        "store.given",
+        "the storage engine has the commits of a round in memory, and the journal has them still",
+    ),
     (
         "store.flushed",
-        "the storage engine has written the commits of many rounds, and has not synced them",
+        "the storage engine has written the commits of a round, and has not synced them",
     ),
     (
         "store.replayed",
-        "the storage engine was given the commits of the journal again, and has not synced them",
+        "the storage engine has the commits of the journal again, and the journal has not begun again",
     ),
     ("payload.written", "a payload file is synced, and has no name yet"),
     ("payload.named", "it has its name, durably, and no record refers to it yet"),

@@ -6,6 +6,7 @@
 
 use super::projection::Published;
 use super::reader::{PAYLOAD, Reader, record_key};
+use super::settle::Settler;
 use super::turn::{Outcome, Turn, Writes};
 use super::{EffectSink, Envelope, Message, Parts, Refusal, counted};
 use crate::crash_point::{self, Moment};
@@ -37,6 +38,7 @@ pub(super) struct Loop<M: Machine> {
     read_only: Arc<AtomicBool>,
     published: Published<M>,
     sink: EffectSink<M>,
+    settler: Settler,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
     metrics: Metrics,
@@ -50,7 +52,7 @@ impl<M: Machine> Loop<M> {
         reader: Reader<M>,
         read_only: Arc<AtomicBool>,
         published: Published<M>,
-        sink: EffectSink<M>,
+        (sink, settler): (EffectSink<M>, Settler),
         (metrics, depth): (Metrics, Depth),
     ) -> Self {
         Self {
@@ -61,6 +63,7 @@ impl<M: Machine> Loop<M> {
             parts,
             reader,
             sink,
+            settler,
             payload_counts: HashMap::new(),
         }
     }
@@ -217,6 +220,7 @@ impl<M: Machine> Loop<M> {
             }
             return Err(error);
         }
+        self.settler.wake(&*self.parts.store);
         self.parts.payloads.settle(&turn.held, &turn.released);
         if written > 0 {
             let changed = records.iter().map(|(key, settled)| (key, settled.record.as_ref()));

@@ -14,6 +14,7 @@ pub mod reader;
 pub mod recover;
 pub mod replay;
 pub mod retention;
+mod settle;
 mod turn;
 
 use crate::machine::Machine;
@@ -27,6 +28,7 @@ use clock::Clock;
 use projection::{Projection, Published};
 use reader::Reader;
 use recover::RecoveryReport;
+use settle::Settler;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
@@ -303,6 +305,7 @@ impl<M: Machine> Engine<M> {
         } = handle;
         reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
+        let settler = Settler::start(supervisor, parts.store.clone())?;
         let role = supervisor.clone();
         supervisor.thread("engine", move || {
             for effect in parts.machine.resume(parts.clock.now()) {
@@ -310,7 +313,7 @@ impl<M: Machine> Engine<M> {
             }
             let stopped = || role.is_stopped();
             // Lives until the role knows why: the end of its sink looks like a failure of the executors.
-            let mut engine = commit::Loop::new(parts, reader, read_only, published, sink, (metrics, depth));
+            let mut engine = commit::Loop::new(parts, reader, read_only, published, (sink, settler), (metrics, depth));
             if let Err(error) = engine.run(queue, &stopped) {
                 let why = if error.is_full() {
                     "the disk was full; a restart goes on from what is durable"

@@ -155,6 +155,16 @@ pub trait Store: Send + Sync + 'static {
     /// is no other gap.
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error>;
 
+    /// Whether there is work for [`Store::settle`].
+    fn is_behind(&self) -> bool {
+        false
+    }
+
+    /// Work that is due beside commits; a commit that cannot wait for it does it itself. An error stops the store like that of a commit.
+    fn settle(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// How far the history is proved.
     fn history(&self) -> HistoryProof;
 

@@ -1,8 +1,8 @@
 //! The store on disk.
 //!
 //! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, `open`
-//! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits until the engine is durable, `builder` and `migrate` make whole logs, `copy` reads one while it is
-//! written, `barrier` keeps readers behind what is durable, `before` what a full disk let fail out of their sight, `high_water` notices a
+//! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits on disk and `recent` in memory until `settling` has seen to it that the engine
+//! has them durably, `builder` and `migrate` make whole logs, `copy` reads one while it is written, `barrier` says what is confirmed, `high_water` notices a
 //! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
 //!
@@ -17,7 +17,6 @@
 //! old shows: among the live ones when the store is opened, in the history at latest when its proof has come by.
 
 mod barrier;
-mod before;
 mod block;
 mod builder;
 mod copy;
@@ -30,8 +29,10 @@ pub mod migrate;
 mod open;
 mod position;
 mod proof;
+mod recent;
 mod reserve;
 pub mod salvage;
+mod settling;
 mod verify;
 
 pub use builder::Builder;
@@ -43,14 +44,14 @@ use super::directory::{Directory, Lock};
 use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store, write_cost};
 use crate::crash_point;
 use crate::metrics::Seconds;
-use barrier::{Barrier, View};
-use before::Before;
+use barrier::Barrier;
 use copy::Copies;
-use disk::{Disk, Each};
+use disk::Disk;
 use high_water::{HighWater, Mark};
 use journal::{Journal, Writes};
 use known::Known;
 use position::{event_key, event_seq, is_history, record_key};
+use settling::Settling;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -67,6 +68,7 @@ const HISTORY_PAGE: usize = 256;
 pub struct SledStore {
     disk: Disk,
     barrier: Barrier,
+    settling: Settling,
     /// How long barriers take, once somebody measures it.
     barriers: OnceLock<Seconds>,
     writer: Mutex<Writer>,
@@ -88,7 +90,6 @@ struct Writer {
 struct Plan {
     position: Position,
     writes: Writes,
-    before: Before,
 }
 
 impl SledStore {
@@ -129,6 +130,7 @@ impl SledStore {
         SledStore {
             disk,
             barrier: Barrier::new(writer.position.head()),
+            settling: Settling::default(),
             barriers: OnceLock::new(),
             writer: Mutex::new(writer),
             _lock: lock,
@@ -145,7 +147,6 @@ impl SledStore {
         let mut plan = Plan {
             position: writer.position,
             writes: Vec::new(),
-            before: Before::default(),
         };
         plan.position.epoch += 1;
         plan.position.batch += 1;
@@ -164,7 +165,6 @@ impl SledStore {
             batch: writer.position.batch + 1,
             ..writer.position
         };
-        let mut before_it = Before::default();
         let mut writes = Vec::with_capacity(commit.events.len() + commit.changes.len() + 1);
         for (last, body) in block::pack(position.next_seq, &commit.events) {
             let key = event_key(last);
@@ -172,7 +172,6 @@ impl SledStore {
             position.history.add(&key, &sealed);
             writer.check.changed(&self.disk, &key, None, Some(&sealed))?;
             position.next_seq = last + 1;
-            before_it.keep(&key, None);
             writes.push((key, Some(sealed)));
         }
         let trims = commit.trims(&writer.position.head());
@@ -184,7 +183,6 @@ impl SledStore {
                 position.history.add(&key, sealed);
             }
             writer.check.changed(&self.disk, &key, Some(&old), sealed.as_deref())?;
-            before_it.keep(&key, Some(&old));
             writes.push((key, sealed));
         }
         // Keyed, so that a key given twice is counted once.
@@ -209,15 +207,10 @@ impl SledStore {
                 _ => {}
             }
             if old.is_some() || sealed.is_some() {
-                before_it.keep(&key, old.as_deref());
                 writes.push((key, sealed));
             }
         }
-        Ok(Plan {
-            position,
-            writes,
-            before: before_it,
-        })
+        Ok(Plan { position, writes })
     }
 
     /// The value that a commit writes over, if there is one.
@@ -229,46 +222,30 @@ impl SledStore {
         Ok(None)
     }
 
-    /// The one way anything gets on disk: journal, barrier, engine, and only then the watermark that lets readers see it.
+    /// The one way anything gets on disk: journal, barrier, and only then where readers see it.
     fn write(&self, writer: &mut Writer, plan: Plan) -> Result<Head, Error> {
-        let Plan {
-            position,
-            mut writes,
-            before,
-        } = plan;
-        let deleted = writes
-            .iter()
-            .filter(|(_, value)| value.is_none())
-            .map(|(key, _)| key.clone())
-            .collect();
+        let Plan { position, mut writes } = plan;
         writes.push((
             HEAD_KEY.to_vec(),
             Some(codec::seal(HEAD_KEY, position.batch, &codec::encode(&position))),
         ));
-        let cost = writes
-            .iter()
-            .map(|(key, value)| write_cost(key.len() + value.as_ref().map_or(0, Vec::len)))
-            .sum();
-        self.make_room(writer, cost).inspect_err(|error| {
+        self.make_room(writer, &writes).inspect_err(|error| {
             if error.is_full() {
-                self.barrier.full(Before::default());
+                self.barrier.full();
             }
         })?;
-        // From here on an early return poisons the store: what it holds in memory may be more than what is on disk.
-        let pending = self.barrier.begin(deleted)?;
+        // From here on an early return poisons the store: what is on disk is not known.
+        let pending = self.barrier.begin()?;
         writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
         crash_point::reach("store.begun");
-        let written = writer.journal.append(position.batch, cost, &writes, |file| self.sync(file));
-        let applied = written.and_then(|()| {
-            crash_point::reach("store.synced");
-            self.disk.apply(writes)
-        });
-        if let Err(error) = applied {
+        if let Err(error) = writer.journal.append(position.batch, &writes, |file| self.sync(file)) {
             if error.is_full() {
-                pending.full(before);
+                pending.full();
             }
             return Err(error);
         }
+        crash_point::reach("store.synced");
+        self.disk.put(writes);
         crash_point::reach("store.applied");
         writer.position = position;
         pending.durable(position.head());
@@ -276,13 +253,26 @@ impl SledStore {
         Ok(position.head())
     }
 
-    /// See to it that a commit finds space in the engine's log and in the journal; an error leaves what was confirmed as it was.
-    fn make_room(&self, writer: &mut Writer, cost: usize) -> Result<(), Error> {
+    /// See to it that a commit finds space in the journal, in memory and, later, in the engine's log; an error leaves what was confirmed as it was.
+    fn make_room(&self, writer: &mut Writer, writes: &Writes) -> Result<(), Error> {
         self.disk.reserve()?;
-        if writer.journal.is_full(cost) {
-            self.disk.sync()?;
-            writer.journal.restart()?;
+        let cost = writes
+            .iter()
+            .map(|(key, value)| write_cost(key.len() + value.as_ref().map_or(0, Vec::len)))
+            .sum();
+        if !self.disk.has_room(cost) || !writer.journal.has_room(writes) {
+            self.turn_over(writer)?;
         }
+        Ok(())
+    }
+
+    /// Let commits go on in the other half of the journal.
+    fn turn_over(&self, writer: &mut Writer) -> Result<(), Error> {
+        self.settle()?;
+        // Another thread may have been at it, and failed.
+        self.barrier.check()?;
+        self.disk.freeze();
+        self.settling.hand_over(writer.journal.turn());
         Ok(())
     }
 
@@ -310,36 +300,18 @@ impl SledStore {
         result
     }
 
-    /// A failed read. After a full disk nothing is concluded from it: the engine's memory is not what it should be.
-    fn or_poison_live<T>(&self, view: &View, result: Result<T, Error>) -> Result<T, Error> {
-        match (view, result) {
-            (View::Live, result) => self.or_poison(result),
-            (View::Before(_), Err(error)) => {
+    /// What may be read is confirmed. After a full disk nothing is concluded from a read that fails: the engine's memory is not what it should be.
+    fn read<T>(&self, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        self.barrier.readable()?;
+        match read() {
+            Err(error) if self.barrier.is_full() => {
                 tracing::error!(%error, "not readable while the disk is full");
                 Err(Error::Io {
                     what: format!("not readable since the disk is full, until a restart: {error}"),
                     source: io::ErrorKind::StorageFull.into(),
                 })
             }
-            (View::Before(_), read) => read,
-        }
-    }
-
-    /// Read until what was read is durable.
-    fn read<T>(&self, mut read: impl FnMut(&View) -> Result<(u64, T), Error>, missed: impl Fn(&[u8], &T) -> bool) -> Result<T, Error> {
-        loop {
-            let view = self.barrier.view()?;
-            let (batch, value) = self.or_poison_live(&view, read(&view))?;
-            if matches!(view, View::Before(_)) || self.barrier.wait(batch, |key| missed(key, &value))? {
-                return Ok(value);
-            }
-        }
-    }
-
-    fn range(&self, view: &View, from: Bound<&[u8]>, each: &mut Each<'_>) -> Result<(), Error> {
-        match view {
-            View::Live => self.disk.range(from, each),
-            View::Before(before) => before.range(&self.disk, from, each),
+            read => self.or_poison(read),
         }
     }
 }
@@ -372,55 +344,54 @@ impl Store for SledStore {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let key = record_key(key);
-        let open = |sealed: &[u8]| {
-            let (batch, body) = codec::unseal(&key, sealed).map_err(|e| damaged(&self.disk, &key, &e))?;
-            Ok((batch, Some(body.to_vec())))
-        };
-        let read = |view: &View| {
-            if let View::Before(before) = view
-                && let Some(old) = before.get(&key)
-            {
-                return old.map_or(Ok((0, None)), open);
-            }
-            self.disk.get(&key)?.map_or(Ok((0, None)), |sealed| open(&sealed))
-        };
-        self.read(read, |deleted, value| value.is_none() && deleted == key)
+        self.read(|| {
+            let Some(sealed) = self.disk.get(&key)? else { return Ok(None) };
+            let (_, body) = codec::unseal(&key, &sealed).map_err(|e| damaged(&self.disk, &key, &e))?;
+            Ok(Some(body.to_vec()))
+        })
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
         let prefix = record_key(prefix);
         let after = after.map(record_key).filter(|after| *after >= prefix);
         let from = after.as_deref().map_or(Bound::Included(&prefix[..]), Bound::Excluded);
-        let read = |view: &View| {
-            let mut page = Page::new();
-            let newest = self.read_range(view, from, limit, |key, body| {
-                let ours = key.starts_with(&prefix);
-                if ours {
-                    page.push((key[1..].to_vec(), body.to_vec()));
-                }
-                Ok(ours)
-            })?;
-            Ok((newest, page))
-        };
-        let in_range = |key: &[u8]| key.starts_with(&prefix) && after.as_deref().is_none_or(|after| key > after);
-        self.read(read, |deleted, _| in_range(deleted))
+        let mut page = Page::new();
+        self.read_range(from, limit, |key, body| {
+            let ours = key.starts_with(&prefix);
+            if ours {
+                page.push((key[1..].to_vec(), body.to_vec()));
+            }
+            Ok(ours)
+        })?;
+        Ok(page)
     }
 
     fn events(&self, from: Seq, limit: usize) -> Result<Vec<(Seq, Vec<u8>)>, Error> {
-        let read = |view: &View| {
-            let mut events = Vec::new();
-            // A block has one event at least.
-            let newest = self.read_range(view, Bound::Included(&event_key(from)), limit, |key, body| {
-                let ours = event_seq(key).is_some() && events.len() < limit;
-                if ours {
-                    let found = block::open(&self.disk, key, body)?.into_iter().filter(|(seq, _)| *seq >= from);
-                    events.extend(found.take(limit - events.len()).map(|(seq, event)| (seq, event.to_vec())));
-                }
-                Ok(ours)
-            })?;
-            Ok((newest, events))
-        };
-        self.read(read, |gone, _| event_seq(gone).is_some_and(|seq| seq >= from))
+        let mut events = Vec::new();
+        // A block has one event at least.
+        self.read_range(Bound::Included(&event_key(from)), limit, |key, body| {
+            let ours = event_seq(key).is_some() && events.len() < limit;
+            if ours {
+                let found = block::open(&self.disk, key, body)?.into_iter().filter(|(seq, _)| *seq >= from);
+                events.extend(found.take(limit - events.len()).map(|(seq, event)| (seq, event.to_vec())));
+            }
+            Ok(ours)
+        })?;
+        Ok(events)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.settling.is_due()
+    }
+
+    fn settle(&self) -> Result<(), Error> {
+        self.settling.settle(|full| {
+            let settled = self.disk.settle().and_then(|()| full.clear());
+            if settled.as_ref().is_err_and(Error::is_full) {
+                self.barrier.full();
+            }
+            self.or_poison(settled)
+        })
     }
 
     fn history(&self) -> HistoryProof {
@@ -446,32 +417,26 @@ impl Store for SledStore {
 }
 
 impl SledStore {
-    /// Hand at most `limit` values to `take` until it says no; gives the newest batch among those it took.
-    fn read_range(
-        &self,
-        view: &View,
-        from: Bound<&[u8]>,
-        limit: usize,
-        mut take: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>,
-    ) -> Result<u64, Error> {
-        let (mut newest, mut left) = (0, limit);
+    /// Hand at most `limit` values to `take` until it says no.
+    fn read_range(&self, from: Bound<&[u8]>, limit: usize, mut take: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
+        let mut left = limit;
         if limit == 0 {
-            return Ok(newest);
+            return Ok(());
         }
-        self.range(view, from, &mut |key, sealed| {
-            let (batch, body) = codec::unseal(key, sealed).map_err(|e| damaged(&self.disk, key, &e))?;
-            if !take(key, body)? {
-                return Ok(ControlFlow::Break(()));
-            }
-            newest = newest.max(batch);
-            left -= 1;
-            Ok(if left == 0 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+        self.read(|| {
+            self.disk.range(from, &mut |key, sealed| {
+                let (_, body) = codec::unseal(key, sealed).map_err(|e| damaged(&self.disk, key, &e))?;
+                if !take(key, body)? {
+                    return Ok(ControlFlow::Break(()));
+                }
+                left -= 1;
+                Ok(if left == 0 {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
             })
-        })?;
-        Ok(newest)
+        })
     }
 }
 
@@ -487,105 +452,4 @@ fn damaged_key(file: &Path, key: &[u8], what: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn commit(store: &SledStore) -> Result<Head, Error> {
-        let head = store.head();
-        store.commit(&Commit {
-            epoch: head.epoch,
-            expected: head.next_seq,
-            // Three to a block.
-            events: vec![vec![7; 1000]; 200],
-            changes: vec![(b"dold".to_vec(), Some(head.batch.to_be_bytes().to_vec()))],
-            trim_to: None,
-        })
-    }
-
-    /// A store of many events of which nothing is proved yet.
-    fn unproved(root: &std::path::Path) -> SledStore {
-        let directory = Directory::open(root, "master", [1; 16]).unwrap();
-        let store = SledStore::open(&directory).unwrap();
-        for _ in 0..20 {
-            commit(&store).unwrap();
-        }
-        {
-            let writer = &mut *store.lock_writer();
-            writer.check = HistoryCheck::new(&writer.position);
-        }
-        store
-    }
-
-    #[test]
-    fn the_history_is_proved_while_commits_go_on() {
-        let root = tempfile::tempdir().unwrap();
-        let store = unproved(root.path());
-        let mut pages = 0;
-        while !store.prove_history().unwrap().done {
-            pages += 1;
-            commit(&store).unwrap();
-        }
-        assert!(pages > 3, "all was proved at once");
-        let proof = store.history();
-        assert_eq!(proof.checked, proof.of);
-    }
-
-    #[test]
-    fn the_history_is_proved_while_events_are_let_go_of() {
-        for (step, every) in [(150, 1), (300, 1), (1000, 2)] {
-            let root = tempfile::tempdir().unwrap();
-            let store = unproved(root.path());
-            let mut pages = 0;
-            while !store.prove_history().unwrap().done {
-                pages += 1;
-                let head = store.head();
-                let trim = Commit {
-                    epoch: head.epoch,
-                    expected: head.next_seq,
-                    trim_to: (pages % every == 0).then_some(head.first_seq + step),
-                    ..Commit::default()
-                };
-                store.commit(&trim).unwrap();
-            }
-            assert!(store.head().first_seq > 150 && pages >= 2, "nothing was let go of meanwhile");
-            let proof = store.history();
-            assert_eq!(proof.checked, proof.of);
-            drop(store);
-            let directory = Directory::open(root.path(), "master", [1; 16]).unwrap();
-            assert!(SledStore::open(&directory).unwrap().history().done);
-        }
-    }
-
-    #[test]
-    fn a_hole_where_events_are_let_go_of_stops_the_store() {
-        let root = tempfile::tempdir().unwrap();
-        let store = unproved(root.path());
-        store.disk.commit(vec![(event_key(3), None)]).unwrap();
-        let head = store.head();
-        let trim = Commit {
-            epoch: head.epoch,
-            expected: head.next_seq,
-            trim_to: Some(9),
-            ..Commit::default()
-        };
-        let error = store.commit(&trim).unwrap_err().to_string();
-        assert!(error.contains("event 1 should come here"), "{error}");
-        assert!(matches!(commit(&store), Err(Error::Poisoned)));
-    }
-
-    #[test]
-    fn a_hole_in_the_history_stops_the_store() {
-        let root = tempfile::tempdir().unwrap();
-        let store = unproved(root.path());
-        store.disk.commit(vec![(event_key(702), None)]).unwrap();
-        commit(&store).unwrap();
-        let found = loop {
-            match store.prove_history() {
-                Ok(proof) => assert!(!proof.done, "the hole was not found"),
-                Err(error) => break error.to_string(),
-            }
-        };
-        assert!(found.contains("event 700 should come here"), "{found}");
-        assert!(matches!(commit(&store), Err(Error::Poisoned)));
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ mod gated;
 mod parties;
 mod points;
 mod power;
+mod settler;
 mod store_kill;
 #[path = "../support/mod.rs"]
 mod support;

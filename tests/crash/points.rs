@@ -87,7 +87,7 @@ pub async fn start_again(role: &mut Role) {
 
 /// A point that a start passes with the commit of its own, and then with every other one.
 pub fn is_in_every_commit(point: &str) -> bool {
-    point.starts_with("store.") && !matches!(point, "store.flushed" | "store.replayed")
+    point.starts_with("store.") && !matches!(point, "store.given" | "store.flushed" | "store.replayed")
 }
 
 /// `<point>:<n>` for each time at which a process is to die there.

@@ -13,6 +13,7 @@ mod strace;
 mod trace;
 mod workload;
 
+use crate::settler::Settler;
 use checker::{Checker, Job, Tally};
 use model::Tree;
 use rand::rngs::StdRng;
@@ -50,6 +51,8 @@ fn child_that_commits() {
     println!();
     let mut opened = Opened::open(Path::new(&dir)).unwrap();
     say("opened", opened.batches);
+    // Without one the commits settle by themselves.
+    let settler = (!seed.is_multiple_of(3)).then(|| Settler::start(opened.store.clone()));
     for _ in 0..batches {
         let k = opened.batches + 1;
         say("begun", k);
@@ -58,6 +61,7 @@ fn child_that_commits() {
     if kill == 1 {
         kill_process(getpid(), Signal::KILL).unwrap();
     }
+    drop(settler);
 }
 
 /// Cut the power at sampled points of a trace and hand the states to the checker.

@@ -1,5 +1,6 @@
 //! Kill a committing process again and again: the store must hold exactly the batches 1 to k, with confirmed <= k <= begun.
 
+use crate::settler::Settler;
 use crate::support::beginning;
 use fedbroker::store::directory::Directory;
 use fedbroker::store::sled_store::SledStore;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -48,7 +50,8 @@ fn batch_of(store: &SledStore) -> u64 {
 #[ignore = "the process that is killed by the test below"]
 fn child_that_commits() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
-    let store = open(Path::new(&dir));
+    let store = Arc::new(open(Path::new(&dir)));
+    let _settler = Settler::start(store.clone());
     let mut out = std::io::stdout();
     // The first word of the test harness is on the line already.
     writeln!(out).unwrap();

@@ -1,4 +1,4 @@
-//! The storage engine, made to keep its word. The only file that names sled.
+//! The storage engine, made to keep its word, and what it is yet to be given. The only file that names sled.
 //!
 //! Called by `SledStore`, `open` and `verify`. What sled 0.34.7 does, and what is done about it here and in `open`:
 //!
@@ -6,7 +6,7 @@
 //!   confirmed batches. So `flush` is followed by `fdatasync` on a descriptor of our own (flock and fdatasync are tied to the
 //!   inode, and sled never replaces the file).
 //! - A log segment or more that was written since the last barrier can make recovery drop the whole log. So segments are of 8 MiB, what is
-//!   written between two barriers costs at most 6 (`journal`), and sled's own flusher is off.
+//!   written between two barriers costs at most 6 (`recent`), and sled's own flusher is off.
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the log. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
@@ -16,10 +16,11 @@
 //!   `verify`. So the program must be built to unwind.
 //! - After any failure its memory may show what is not on disk, every later write fails, and its destructor panics on a failing disk. So a
 //!   failed engine is never written to again and never dropped; the process is expected to end. Only when the disk was full in spite of
-//!   the reserve it is still read, as far as it can, around what the failed batch touched (`before`).
+//!   the reserve it is still read, as far as it can, under what it was to be given.
 
-use super::super::Error;
+use super::super::{COST_MAX, Error};
 use super::journal::Writes;
+use super::recent::{Recent, Table};
 use super::reserve::Reserve;
 use crate::crash_point;
 use std::fs::{self, File};
@@ -39,9 +40,12 @@ const CACHE: u64 = 4 * 1024 * 1024;
 const LOOK_AGAIN: usize = 2;
 /// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
 pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
-const _: () = assert!(super::super::COST_MAX < SEGMENT);
+const _: () = assert!(COST_MAX < SEGMENT);
 /// After a close in this process the engine's lock can stay for some milliseconds.
 const LOCK_TRIES: u32 = 100;
+/// So many values that the engine does not have are looked at together at first, so many at most.
+const PAGE: usize = 16;
+const PAGE_MAX: usize = 256;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A sealed value as the engine hands it on: bytes that nobody changes.
@@ -52,6 +56,7 @@ pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Er
 
 /// An open engine. Any error it gives is final.
 pub(super) struct Disk {
+    recent: Recent,
     db: Option<sled::Db>,
     log: File,
     path: PathBuf,
@@ -69,7 +74,7 @@ pub(super) enum Fault {
     Reserve,
     /// The file system says at the barrier of the journal that it has no room.
     Barrier,
-    /// The engine finds none once the commit is in the journal, and shows it all the same.
+    /// The engine finds none when it is given commits that were confirmed.
     Apply,
 }
 
@@ -80,6 +85,7 @@ impl Disk {
         let db = open_locked(dir, &path)?;
         let log = File::options().write(true).open(&path).map_err(Error::at("open", &path))?;
         Ok(Disk {
+            recent: Recent::default(),
             db: Some(db),
             log,
             path,
@@ -124,14 +130,66 @@ impl Disk {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Value>, Error> {
-        self.guard("read", || self.db().get(key))
+        match self.recent.get(key) {
+            Some(value) => Ok(value),
+            None => self.guard("read", || self.db().get(key)),
+        }
     }
 
-    /// Go through keys and values in key order.
+    /// Go through keys and values in key order. Not a snapshot: what is put meanwhile may show or not.
     pub(super) fn range(&self, from: Bound<&[u8]>, each: &mut Each<'_>) -> Result<(), Error> {
+        let (mut from, mut limit) = (from.map(<[u8]>::to_vec), PAGE);
+        loop {
+            let recent = self.recent.page(from.as_ref().map(Vec::as_slice), limit);
+            let until = (recent.len() == limit).then(|| recent[limit - 1].0.clone());
+            let flow = self.range_with(recent, (from, until.as_deref()), each)?;
+            match until {
+                Some(until) if flow.is_continue() => from = Bound::Excluded(until),
+                _ => return Ok(()),
+            }
+            limit = PAGE_MAX.min(2 * limit);
+        }
+    }
+
+    /// The keys of a span, with `recent` before what the engine has.
+    fn range_with(
+        &self,
+        recent: Vec<(Vec<u8>, Option<Value>)>,
+        (from, until): (Bound<Vec<u8>>, Option<&[u8]>),
+        each: &mut Each<'_>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let mut recent = recent.into_iter().peekable();
+        let mut flow = ControlFlow::Continue(());
+        self.engine_range((from, until), &mut |key, sealed| {
+            while let Some((new, value)) = recent.next_if(|(new, _)| flow.is_continue() && new.as_slice() < key) {
+                if let Some(value) = value {
+                    flow = each(&new, &value)?;
+                }
+            }
+            if flow.is_continue() {
+                match recent.next_if(|(new, _)| new.as_slice() == key) {
+                    Some((_, Some(value))) => flow = each(key, &value)?,
+                    Some((_, None)) => {}
+                    None => flow = each(key, sealed)?,
+                }
+            }
+            Ok(flow)
+        })?;
+        for (new, value) in recent {
+            if flow.is_continue()
+                && let Some(value) = value
+            {
+                flow = each(&new, &value)?;
+            }
+        }
+        Ok(flow)
+    }
+
+    fn engine_range(&self, (from, until): (Bound<Vec<u8>>, Option<&[u8]>), each: &mut Each<'_>) -> Result<(), Error> {
+        let until = until.map_or(Bound::Unbounded, |until| Bound::Included(until.to_vec()));
         let mut failure = Ok(());
         self.guard("read", || {
-            for (nth, item) in self.db().range::<&[u8], _>((from, Bound::Unbounded)).enumerate() {
+            for (nth, item) in self.db().range::<Vec<u8>, _>((from, until)).enumerate() {
                 let (key, value) = item?;
                 if nth % LOOK_AGAIN == 1 {
                     self.db().contains_key(&key)?;
@@ -163,13 +221,37 @@ impl Disk {
         self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Give the engine these values, one after the other; [`Disk::sync`] makes them durable. Not as a batch of the engine: that seals two buffers, which
-    /// two threads of its pool write and wait for the disk at, each time.
-    pub(super) fn apply(&self, writes: Writes) -> Result<(), Error> {
+    /// Let a commit be seen, all at once. It must be durable in the journal; the engine gets it later.
+    pub(super) fn put(&self, writes: Writes) {
+        self.recent.put(writes);
+    }
+
+    /// Whether a commit of this cost can be put before the next [`Disk::freeze`].
+    pub(super) fn has_room(&self, cost: usize) -> bool {
+        self.recent.cost() + cost <= COST_MAX
+    }
+
+    /// What was put so far is to be given to the engine with the next [`Disk::settle`]; what was frozen before must have been.
+    pub(super) fn freeze(&self) {
+        self.recent.freeze();
+    }
+
+    /// Give the engine what was frozen, and return when that survives a power cut.
+    pub(super) fn settle(&self) -> Result<(), Error> {
+        self.apply(&self.recent.frozen())?;
+        crash_point::reach("store.given");
+        self.sync()?;
+        self.recent.thaw();
+        Ok(())
+    }
+
+    /// Give the engine these values, one after the other. Not as a batch of the engine: that seals two buffers, which two threads of its pool
+    /// write and wait for the disk at, each time.
+    fn apply(&self, table: &Table) -> Result<(), Error> {
         self.guard("write to", || {
-            for (key, value) in writes {
+            for (key, value) in table {
                 match value {
-                    Some(value) => self.db().insert(key, value)?,
+                    Some(value) => self.db().insert(key, value.clone())?,
                     None => self.db().remove(key)?,
                 };
             }
@@ -181,8 +263,8 @@ impl Disk {
         })
     }
 
-    /// Return when everything applied so far survives a power cut.
-    pub(super) fn sync(&self) -> Result<(), Error> {
+    /// Return when everything the engine has survives a power cut.
+    fn sync(&self) -> Result<(), Error> {
         self.guard("sync", || {
             self.db().flush()?;
             crash_point::reach("store.flushed");
@@ -193,8 +275,9 @@ impl Disk {
 
     /// Write these values, and return when they survive a power cut. A power cut before that may leave some of them.
     pub(super) fn commit(&self, writes: Writes) -> Result<(), Error> {
-        self.apply(writes)?;
-        self.sync()
+        self.put(writes);
+        self.freeze();
+        self.settle()
     }
 
     fn db(&self) -> &sled::Db {

@@ -1,42 +1,46 @@
 //! The newest commits, as they were confirmed: one write and one sync each, whatever the engine does.
 //!
-//! Called by the committer (append, restart) and by `open` (what to do again). A commit is confirmed once its frame is durable here; the
-//! engine takes it after that, and what the engine holds is made durable once for many commits, before the journal begins again. So a start
-//! gives the engine all commits that are here once more, in order: each writes whole values, and the last word on a key is that of the last
-//! commit. It must never begin again before the engine is durable, and never confirm a frame that a power cut could take.
+//! Called by the committer (append, turn), by who settles (clear) and by `open` (what to do again). A commit is confirmed once its frame is
+//! durable here. The file has two halves: when one is full commits go on in the other, while the engine is given what the first one has, and
+//! is made durable once for all of it. A start gives the engine all commits that are here, in order: each writes whole values, and the last
+//! word on a key is that of the last commit. A half must never begin again before the engine has it durably, and no frame be confirmed
+//! that a power cut could take.
 //!
 //! ```text
-//! offset  bytes  what                                     a frame; each begins at a multiple of 512, the first one at 0
+//! offset  bytes  what                                     a frame; each begins at a multiple of 512, the first ones at 0 and 4 MiB
 //! 0       4      CRC-32 (IEEE) over all that follows; little endian
 //! 4       4      length of the body, little endian
 //! 8       8      number of the commit, little endian
 //! 16      ..     body: for each key  2 bytes its length, 4 bytes that of the value or ffffffff where the key goes, key, sealed value
 //! ```
 //!
-//! The file is as long as it ever gets from the first day, so that no frame needs space. Frames of earlier rounds stay behind those of this
-//! one; their numbers are lower, and a frame counts only when it goes on with the number before it. The first one is made void before a round
-//! begins: until its own first frame is whole, the round has none.
+//! The file is as long as it ever gets from the first day, so that no frame needs space. Frames of earlier rounds stay behind those of the last
+//! one of their half; their numbers are lower, and a frame counts only when it goes on with the number before it. The first one is made void
+//! before the half may be used again: until its own first frame is whole, a round has none.
 
 use crate::crash_point;
 use crate::store::{COST_MAX, Error};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Its name in the directory of the store.
 pub(super) const NAME: &str = "journal";
 /// Where frames begin: what a disk writes whole or not at all, so that a torn frame takes none before it.
 const ALIGN: usize = 512;
-/// Every commit of a round fits, with room to spare: `COST_MAX` is three times their bytes and 1 KiB for each key.
-const LEN: usize = 8 * 1024 * 1024;
+const HALF: usize = 4 * 1024 * 1024;
+const LEN: usize = 2 * HALF;
 const HEADER: usize = 16;
+// The largest commit fits: what it costs is three times its bytes and 1 KiB for each key.
+const _: () = assert!(COST_MAX / 3 + HEADER + ALIGN < HALF);
 const GONE: u32 = u32::MAX;
 
 /// What one commit writes: keys and sealed values.
 pub(super) type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// A commit that was confirmed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) batch: u64,
     pub(super) writes: Writes,
@@ -44,13 +48,21 @@ pub(super) struct Frame {
 
 /// See the module.
 pub(super) struct Journal {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
-    /// Where the next frame begins.
+    /// Where the half begins that is written; after an open the older one, until the journal begins again.
+    half: usize,
+    /// Where its next frame begins, from there.
     at: usize,
-    /// What the commits of this round cost the engine.
-    cost: usize,
     frame: Vec<u8>,
+}
+
+/// A half that is full. It may be written again once it is cleared.
+#[must_use]
+pub(super) struct Full {
+    file: Arc<File>,
+    path: PathBuf,
+    half: usize,
 }
 
 impl Journal {
@@ -65,10 +77,10 @@ impl Journal {
         make().map_err(Error::at("write", &path))
     }
 
-    /// Open that of a store; gives the commits that the engine must be given again.
+    /// Open that of a store; gives the commits that the engine must be given again, in order: those of each half, the older one first.
     ///
-    /// [`Error::Damaged`] if there is none: what only it held is lost.
-    pub(super) fn open(store: &Path) -> Result<(Journal, Vec<Frame>), Error> {
+    /// [`Error::Damaged`] if there is none, or a gap in it: what only it held is lost.
+    pub(super) fn open(store: &Path) -> Result<(Journal, [Vec<Frame>; 2]), Error> {
         let path = store.join(NAME);
         let opened = File::options().read(true).write(true).open(&path);
         let file = opened.map_err(|error| match error.kind() {
@@ -85,14 +97,28 @@ impl Journal {
             let what = format!("it has {read} bytes and not {LEN}");
             return Err(Error::Damaged { file: path, what });
         }
+        let (first, second) = bytes.split_at(HALF);
+        let mut rounds = [frames(first), frames(second)];
+        let begins = |round: &Vec<Frame>| round.first().map(|frame| frame.batch);
+        let mut half = 0;
+        if begins(&rounds[1]) < begins(&rounds[0]) {
+            rounds.reverse();
+            half = HALF;
+        }
+        if let [Some(end), Some(begin)] = [rounds[0].last(), rounds[1].first()]
+            && end.batch + 1 != begin.batch
+        {
+            let what = format!("commit {} comes after {}", begin.batch, end.batch);
+            return Err(Error::Damaged { file: path, what });
+        }
         let journal = Journal {
-            file,
+            file: Arc::new(file),
             path,
+            half,
             at: 0,
-            cost: 0,
             frame: Vec::new(),
         };
-        Ok((journal, frames(&bytes)))
+        Ok((journal, rounds))
     }
 
     /// The file, to be named in errors.
@@ -100,44 +126,56 @@ impl Journal {
         &self.path
     }
 
-    /// Whether a commit of this cost belongs to the next round: the engine must be made durable, and [`Journal::restart`] called.
-    pub(super) fn is_full(&self, cost: usize) -> bool {
-        self.cost + cost > COST_MAX || self.at + cost > LEN
+    /// Whether a commit finds room in this half.
+    pub(super) fn has_room(&self, writes: &Writes) -> bool {
+        let entries: usize = writes
+            .iter()
+            .map(|(key, value)| 6 + key.len() + value.as_ref().map_or(0, Vec::len))
+            .sum();
+        self.at + (HEADER + entries).next_multiple_of(ALIGN) <= HALF
     }
 
-    /// Begin again: the engine has all of it durably.
-    ///
-    /// The first frame goes for certain before another is written there. Where a power cut tears that one, what is left of the round before would be
-    /// taken for the newest commits.
-    pub(super) fn restart(&mut self) -> Result<(), Error> {
-        let clear = || {
-            self.file.write_all_at(&[0; ALIGN], 0)?;
-            self.file.sync_data()
+    /// Go on in the other half, which must have been cleared. Gives the one that is full.
+    pub(super) fn turn(&mut self) -> Full {
+        let full = Full {
+            file: Arc::clone(&self.file),
+            path: self.path.clone(),
+            half: self.half,
         };
-        clear().map_err(Error::at("write", &self.path))?;
+        self.half = HALF - self.half;
         self.at = 0;
-        self.cost = 0;
-        Ok(())
+        full
     }
 
-    /// Write a commit that costs the engine so much, and return when it survives a power cut. After an error it is unknown whether it does.
-    pub(super) fn append(
-        &mut self,
-        batch: u64,
-        cost: usize,
-        writes: &Writes,
-        sync: impl FnOnce(&File) -> std::io::Result<()>,
-    ) -> Result<(), Error> {
+    /// Begin again: the engine has all of it durably. The older half goes first: without the newer one the engine would be ahead of the journal.
+    pub(super) fn restart(&mut self) -> Result<(), Error> {
+        self.turn().clear()?;
+        self.turn().clear()
+    }
+
+    /// Write a commit for which there is room, and return when it survives a power cut. After an error it is unknown whether it does.
+    pub(super) fn append(&mut self, batch: u64, writes: &Writes, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<(), Error> {
         self.frame.clear();
         encode(&mut self.frame, batch, writes);
         self.file
-            .write_all_at(&self.frame, self.at as u64)
+            .write_all_at(&self.frame, (self.half + self.at) as u64)
             .map_err(Error::at("write", &self.path))?;
         crash_point::reach("store.written");
         sync(&self.file).map_err(Error::at("sync", &self.path))?;
         self.at += self.frame.len();
-        self.cost += cost;
         Ok(())
+    }
+}
+
+impl Full {
+    /// The engine has all of it durably: its first frame goes for certain before another is written there. Where a power cut tears that one,
+    /// what is left of the round before would be taken for newer commits.
+    pub(super) fn clear(self) -> Result<(), Error> {
+        let clear = || {
+            self.file.write_all_at(&[0; ALIGN], self.half as u64)?;
+            self.file.sync_data()
+        };
+        clear().map_err(Error::at("write", &self.path))
     }
 }
 
@@ -170,7 +208,7 @@ fn encode(frame: &mut Vec<u8>, batch: u64, writes: &Writes) {
     frame.resize(frame.len().next_multiple_of(ALIGN), 0);
 }
 
-/// The commits of the last round, as far as each follows the one before it.
+/// The commits of the last round of a half, as far as each follows the one before it.
 fn frames(bytes: &[u8]) -> Vec<Frame> {
     let mut frames: Vec<Frame> = Vec::new();
     let mut at = 0;
@@ -224,7 +262,7 @@ mod tests {
     fn of(dir: &Path, batches: std::ops::Range<u64>) -> Journal {
         Journal::create(dir).unwrap();
         let (mut journal, before) = Journal::open(dir).unwrap();
-        assert_eq!(before, []);
+        assert_eq!(before, [[], []]);
         append(&mut journal, batches);
         journal
     }
@@ -232,12 +270,13 @@ mod tests {
     fn append(journal: &mut Journal, batches: std::ops::Range<u64>) {
         for batch in batches {
             let text = format!("value {batch} {}", "x".repeat(usize::try_from(batch).unwrap() * 100));
-            journal.append(batch, 2000, &writes(&text), File::sync_data).unwrap();
+            journal.append(batch, &writes(&text), File::sync_data).unwrap();
         }
     }
 
     fn found(dir: &Path) -> Vec<u64> {
-        let (_, frames) = Journal::open(dir).unwrap();
+        let (_, rounds) = Journal::open(dir).unwrap();
+        let frames = rounds.concat();
         for frame in &frames {
             assert!(
                 frame.writes[0]
@@ -285,11 +324,74 @@ mod tests {
     }
 
     #[test]
+    fn commits_go_on_in_the_other_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = of(dir.path(), 1..9);
+        let mut first = 1;
+        for end in [12, 14, 15, 23] {
+            let begin = found(dir.path()).last().unwrap() + 1;
+            let full = journal.turn();
+            assert_eq!(found(dir.path()), (first..begin).collect::<Vec<_>>());
+            append(&mut journal, begin..end);
+            assert_eq!(found(dir.path()), (first..end).collect::<Vec<_>>());
+            full.clear().unwrap();
+            first = begin;
+            assert_eq!(found(dir.path()), (first..end).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_cut_off_while_it_begins_again_leaves_the_newer_half() {
+        for turns in 1..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut journal = of(dir.path(), 1..5);
+            for batch in 5..5 + turns {
+                journal.turn().clear().unwrap();
+                append(&mut journal, batch..batch + 1);
+            }
+            let _full = journal.turn();
+            let newer = 5 + turns..7 + turns;
+            append(&mut journal, newer.clone());
+            let (mut journal, _) = Journal::open(dir.path()).unwrap();
+            journal.turn().clear().unwrap();
+            assert_eq!(found(dir.path()), newer.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_gap_between_the_halves_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = of(dir.path(), 1..9);
+        let last = journal.at - ALIGN;
+        let _full = journal.turn();
+        append(&mut journal, 9..12);
+        journal.file.write_all_at(&[1; 2], last as u64).unwrap();
+        let error = Journal::open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("commit 9 comes after 7"), "{error}");
+    }
+
+    #[test]
+    fn room_is_what_a_frame_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = of(dir.path(), 1..1);
+        let large = vec![(b"k".to_vec(), Some(vec![1; 100_000])); 10];
+        let mut batch = 0;
+        while journal.has_room(&large) {
+            batch += 1;
+            journal.append(batch, &large, |_| Ok(())).unwrap();
+            assert!(journal.at <= HALF);
+        }
+        assert_eq!(batch, 4);
+        journal.append(batch + 1, &large, |_| Ok(())).unwrap();
+        assert!(journal.at > HALF);
+    }
+
+    #[test]
     fn a_torn_frame_ends_the_round() {
         let dir = tempfile::tempdir().unwrap();
         let at = of(dir.path(), 1..10).at;
         let (mut journal, _) = Journal::open(dir.path()).unwrap();
-        journal.at = at;
+        (journal.half, journal.at) = (0, at);
         append(&mut journal, 10..11);
         let whole = found(dir.path());
         assert_eq!(whole.len(), 10);

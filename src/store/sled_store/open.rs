@@ -113,11 +113,12 @@ fn recover(directory: &Directory) -> Result<Found, Error> {
 /// The engine in `dir` with every confirmed commit, and the journal beside it, which begins again.
 fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
     let disk = open_engine(dir)?;
-    let (mut journal, frames) = Journal::open(dir)?;
-    let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
+    let (mut journal, rounds) = Journal::open(dir)?;
+    let mut batches = rounds.iter().flatten().map(|frame| frame.batch);
+    let Some(first) = batches.next() else {
         return Ok((disk, journal));
     };
-    let (first, last) = (first.batch, last.batch);
+    let last = batches.next_back().unwrap_or(first);
     let head = verify::head(&disk)?.batch;
     // A commit goes to the journal first, and the engine has those of earlier rounds.
     if head + 1 < first || last < head {
@@ -128,11 +129,14 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
         });
     }
     // All of them, whatever the engine has: after a power cut it may have a later one without an earlier one.
-    for frame in frames {
-        disk.apply(frame.writes)?;
+    for round in rounds {
+        for frame in round {
+            disk.put(frame.writes);
+        }
+        disk.freeze();
+        disk.settle()?;
     }
     crash_point::reach("store.replayed");
-    disk.sync()?;
     journal.restart()?;
     Ok((disk, journal))
 }

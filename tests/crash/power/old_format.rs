@@ -21,6 +21,8 @@ pub fn version_1(workload: Workload, batches: u64) -> (Tree, Progress) {
         opened.commit(workload, || {}).unwrap();
     }
     drop(opened);
+    // A start gives the engine all of it.
+    drop(Opened::open(&data).unwrap());
     let log = data.join("log-1");
     let high_water = rewrite(&log.join("store"));
     fs::rename(log.join("store"), data.join("store")).unwrap();

@@ -6,15 +6,13 @@ use fedbroker::machine::content::PayloadRef;
 use fedbroker::store::directory::Directory;
 use fedbroker::store::payload::Payloads;
 use fedbroker::store::sled_store::SledStore;
-use fedbroker::store::{Commit, Error, Store};
+use fedbroker::store::{Commit, Store};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-/// Nobody holds a lock of this process's for longer, however busy the machine is.
-const HELD_AT_MOST: Duration = Duration::from_secs(20);
 /// One whose values are no more than bytes to the store and to a migration.
 pub const ROLE: &str = "coordinator";
 const EVENTS_PER_BATCH: u64 = 3;
@@ -127,20 +125,9 @@ fn decode(record: &[u8]) -> PayloadRef {
     }
 }
 
-/// A process that another test begins has copies of all descriptors for a moment, that of a lock just given back too.
-fn open_directory(dir: &Path) -> Result<Directory, Error> {
-    let began = Instant::now();
-    loop {
-        match Directory::open(dir, ROLE, [9; 16]) {
-            Err(Error::Held { .. }) if began.elapsed() < HELD_AT_MOST => std::thread::yield_now(),
-            opened => return opened,
-        }
-    }
-}
-
 /// A directory that is open the way a role opens it.
 pub struct Opened {
-    store: SledStore,
+    pub store: Arc<SledStore>,
     payloads: Payloads,
     /// Batches in it.
     pub batches: u64,
@@ -148,8 +135,8 @@ pub struct Opened {
 
 impl Opened {
     pub fn open(dir: &Path) -> Result<Opened, String> {
-        let directory = open_directory(dir).map_err(|error| format!("directory: {error}"))?;
-        let store = SledStore::open(&directory).map_err(|error| format!("store: {error}"))?;
+        let directory = Directory::open(dir, ROLE, [9; 16]).map_err(|error| format!("directory: {error}"))?;
+        let store = Arc::new(SledStore::open(&directory).map_err(|error| format!("store: {error}"))?);
         let appended = store.head().next_seq - 1;
         if appended % EVENTS_PER_BATCH != 0 {
             return Err(format!("a part of a batch is there: {appended} events"));
