@@ -54,8 +54,11 @@ impl FedVision {
         if self.0.hub.seen(&worker) {
             return Ok(true);
         }
-        let reader = self.0.handle.reader().clone();
-        let read = Supervisor::blocking(move || reader.get(&Key::Worker(worker)))
+        let read = self
+            .0
+            .handle
+            .reader()
+            .fetch(Key::Worker(worker))
             .await
             .map_err(convert::unavailable)?;
         Ok(matches!(read.map_err(convert::unavailable)?, Some(Record::Worker(worker)) if !worker.is_lost()))

@@ -10,7 +10,7 @@ use super::parts::Shared;
 use crate::machine::cluster::records::{Task, TaskState};
 use crate::machine::cluster::{Key, Record};
 use crate::machine::ids::{TaskKey, WorkerId};
-use crate::supervisor::{Policy, Supervisor};
+use crate::supervisor::Policy;
 use crate::wire::fedbroker::v1 as ours;
 use crate::wire::metadata;
 use std::collections::HashMap;
@@ -135,8 +135,12 @@ fn wanted(key: &TaskKey, task: &Task, attempt: u32) -> Result<Wanted, Status> {
 pub(super) async fn open(shared: &Shared, request: ours::TaskLogsRequest, out: Stream) -> Result<(), Status> {
     let key = convert::key(request.job_id.clone(), request.task_id.clone())?;
     let stream = ours::LogStream::try_from(request.stream).map_err(|_| convert::bad("stream", "must be STDOUT or STDERR"))?;
-    let (reader, of) = (shared.handle.reader().clone(), Key::Task(key.clone()));
-    let record = Supervisor::blocking(move || reader.get(&of)).await.map_err(convert::unavailable)?;
+    let record = shared
+        .handle
+        .reader()
+        .fetch(Key::Task(key.clone()))
+        .await
+        .map_err(convert::unavailable)?;
     let Some(Record::Task(task)) = record.map_err(convert::unavailable)? else {
         return Err(refused(Code::NotFound, "unknown", format!("task {key} is not known here")));
     };

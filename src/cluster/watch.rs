@@ -6,8 +6,9 @@
 use super::convert;
 use super::hub::Bell;
 use super::parts::Shared;
+use crate::engine::reader::Reader;
 use crate::machine::cluster::records::TaskState;
-use crate::machine::cluster::{Key, Record};
+use crate::machine::cluster::{Cluster, Key, Record};
 use crate::machine::ids::TaskKey;
 use crate::machine::outcome::Outcome;
 use crate::supervisor::Supervisor;
@@ -99,14 +100,18 @@ impl Watch {
     /// Read the records and answer for those that are over.
     async fn look(&mut self, keys: Vec<TaskKey>) -> Result<(), Status> {
         let keys: Vec<TaskKey> = keys.into_iter().filter(|key| self.pending.contains(key)).collect();
-        let reader = self.shared.handle.reader().clone();
-        let read = move || {
-            keys.into_iter()
-                .map(|key| Ok((standing(reader.get(&Key::Task(key.clone()))?), key)))
-                .collect()
-        };
-        let read: Result<Vec<_>, crate::store::Error> = Supervisor::blocking(read).await.map_err(convert::unavailable)?;
-        for (standing, key) in read.map_err(convert::unavailable)? {
+        let reader = self.shared.handle.reader();
+        let (mut found, mut asked) = (Vec::with_capacity(keys.len()), Vec::new());
+        for key in keys {
+            match reader.peek(&Key::Task(key.clone())).map_err(convert::unavailable)? {
+                None => asked.push(key),
+                peeked => found.push((standing(peeked), key)),
+            }
+        }
+        if !asked.is_empty() {
+            found.append(&mut read(reader.clone(), asked).await?);
+        }
+        for (standing, key) in found {
             let answer = match &standing {
                 Standing::Live => continue,
                 Standing::Ended(outcome) => convert::task_end(&key, Some(outcome)),
@@ -121,6 +126,17 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// What the disk says of tasks that are not in memory.
+async fn read(reader: Reader<Cluster>, keys: Vec<TaskKey>) -> Result<Vec<(Standing, TaskKey)>, Status> {
+    let read = move || {
+        keys.into_iter()
+            .map(|key| Ok((standing(reader.get(&Key::Task(key.clone()))?), key)))
+            .collect()
+    };
+    let read: Result<_, crate::store::Error> = Supervisor::blocking(read).await.map_err(convert::unavailable)?;
+    read.map_err(convert::unavailable)
 }
 
 fn standing(record: Option<Record>) -> Standing {

@@ -9,6 +9,7 @@ use super::parts::Shared;
 use crate::engine::Refusal;
 use crate::machine::cluster::records::TaskState;
 use crate::machine::cluster::{Attach, Command, Key, Record, Rejection, Reply};
+use crate::machine::content::Content;
 use crate::machine::ids::{TaskKey, WorkerId};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
@@ -253,22 +254,31 @@ enum Unreadable {
 
 /// The task, if this is still its current attempt on this worker.
 async fn read_task(shared: &Shared, worker: &WorkerId, key: &TaskKey, attempt: u32) -> Result<Option<Task>, Unreadable> {
-    let (reader, payloads) = (shared.handle.reader().clone(), shared.payloads.clone());
-    let (worker, key) = (worker.clone(), key.clone());
-    let read = move || -> Result<Option<Task>, Unreadable> {
-        let Some(Record::Task(record)) = reader.get(&Key::Task(key))? else {
-            return Ok(None);
-        };
-        if record.state != (TaskState::Assigned { worker, attempt }) {
-            return Ok(None);
-        }
-        // Released since the record was read: the task has ended.
-        let Some(bytes) = payloads.load(&record.content)? else {
-            return Ok(None);
-        };
-        Ok(Some(Task::decode(bytes::Bytes::from(bytes))?))
+    let record = match shared
+        .handle
+        .reader()
+        .fetch(Key::Task(key.clone()))
+        .await
+        .map_err(Unreadable::Pool)??
+    {
+        Some(Record::Task(record)) => record,
+        _ => return Ok(None),
     };
-    Supervisor::blocking(read).await.map_err(Unreadable::Pool)?
+    let worker = worker.clone();
+    if record.state != (TaskState::Assigned { worker, attempt }) {
+        return Ok(None);
+    }
+    let bytes = match record.content {
+        Content::Inline(bytes) => Some(bytes),
+        content => {
+            let payloads = shared.payloads.clone();
+            Supervisor::blocking(move || payloads.load(&content))
+                .await
+                .map_err(Unreadable::Pool)??
+        }
+    };
+    // None: released since the record was read: the task has ended.
+    Ok(bytes.map(|bytes| Task::decode(bytes::Bytes::from(bytes))).transpose()?)
 }
 
 /// The door of `Cluster/Attach`: the whole life of one stream.

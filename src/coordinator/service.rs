@@ -158,10 +158,7 @@ impl coordinator_server::Coordinator for Service {
 impl Service {
     /// The recorded verdict on a job's proposal, after its close.
     async fn verdict(&self, job: JobId) -> Result<Response<proposal::Rep>, Status> {
-        let reader = self.handle.reader().clone();
-        let record = Supervisor::blocking(move || reader.get(&Key::Proposal(job)))
-            .await
-            .map_err(internal)?;
+        let record = self.handle.reader().fetch(Key::Proposal(job)).await.map_err(internal)?;
         match record.map_err(|error| convert::store_failed(&error))? {
             Some(Record::Proposal(proposal)) => proposal
                 .verdict()

@@ -46,7 +46,7 @@ pub type RecordPage<M> = Vec<(<M as Machine>::Key, <M as Machine>::Record)>;
 /// Records with the bytes of their keys, in their order.
 pub type KeyedPage<M> = Vec<(Vec<u8>, <M as Machine>::Record)>;
 
-/// Reads one role's records and events. Cheap to clone. Every method blocks for a disk read at most.
+/// Reads one role's records and events. Cheap to clone. A method that is not async blocks for a disk read at most.
 pub struct Reader<M> {
     store: Arc<dyn Store>,
     /// Ended by a store that fails while it is read.
@@ -105,6 +105,35 @@ impl<M: Machine> Reader<M> {
     /// The store cannot be read.
     pub fn get_ended_first(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
         self.final_for_role(self.look_in(key, [ENDED, LIVE, ENDED]))
+    }
+
+    /// [`Reader::get`] of a record that is in memory; `None` where only the disk can tell. Does not block.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn peek(&self, key: &M::Key) -> Result<Option<M::Record>, Error> {
+        let bytes = M::key_bytes(key);
+        for kind in [LIVE, ENDED] {
+            let key = record_key(kind, &bytes);
+            if let Some(value) = self.final_for_role(self.store.peek(&key))? {
+                return self.final_for_role(decode(&key, &value)).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// [`Reader::get`] for a caller that must not block: a thread of the pool only for what is not in memory.
+    ///
+    /// # Errors
+    /// The read panicked; within, the store cannot be read.
+    pub async fn fetch(&self, key: M::Key) -> anyhow::Result<Result<Option<M::Record>, Error>> {
+        match self.peek(&key) {
+            Ok(None) => {
+                let reader = self.clone();
+                Supervisor::blocking(move || reader.get(&key)).await
+            }
+            peeked => Ok(peeked),
+        }
     }
 
     fn look_in(&self, key: &M::Key, parts: [u8; 3]) -> Result<Option<M::Record>, Error> {

@@ -190,8 +190,7 @@ impl Shared {
 
     /// A durable record. A store that cannot be read is the end of the role ([`crate::engine::reader::Reader`] sees to it).
     pub async fn record(&self, key: Key) -> Option<Record> {
-        let reader = self.handle.reader().clone();
-        match Supervisor::blocking(move || reader.get(&key)).await {
+        match self.handle.reader().fetch(key).await {
             Ok(Ok(record)) => record,
             Ok(Err(error)) => {
                 tracing::error!(%error, "a record cannot be read");

@@ -146,6 +146,11 @@ pub trait Store: Send + Sync + 'static {
     /// The value of a record, durable at the time of return: a value whose barrier is still out is waited for.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
 
+    /// [`Store::get`] of a record that is in memory, which the newest ones are; `None` where only the disk can tell. Does not block.
+    fn peek(&self, _key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        Ok(None)
+    }
+
     /// At most `limit` records whose keys begin with `prefix` and are greater than `after`, in key order; durable like [`Store::get`].
     ///
     /// Not a snapshot: a commit made meanwhile may show in a part of the page.

@@ -245,10 +245,9 @@ impl SledStore {
             return Err(error);
         }
         crash_point::reach("store.synced");
-        self.disk.put(writes);
+        pending.durable(position.head(), || self.disk.put(writes));
         crash_point::reach("store.applied");
         writer.position = position;
-        pending.durable(position.head());
         writer.high_water.record(Mark::of(&position));
         Ok(position.head())
     }
@@ -344,11 +343,12 @@ impl Store for SledStore {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let key = record_key(key);
-        self.read(|| {
-            let Some(sealed) = self.disk.get(&key)? else { return Ok(None) };
-            let (_, body) = codec::unseal(&key, &sealed).map_err(|e| damaged(&self.disk, &key, &e))?;
-            Ok(Some(body.to_vec()))
-        })
+        self.read(|| self.disk.get(&key)?.map(|sealed| self.body(&key, &sealed)).transpose())
+    }
+
+    fn peek(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let key = record_key(key);
+        self.read(|| self.disk.peek(&key).map(|sealed| self.body(&key, &sealed)).transpose())
     }
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Page, Error> {
@@ -417,6 +417,11 @@ impl Store for SledStore {
 }
 
 impl SledStore {
+    fn body(&self, key: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        let (_, body) = codec::unseal(key, sealed).map_err(|e| damaged(&self.disk, key, &e))?;
+        Ok(body.to_vec())
+    }
+
     /// Hand at most `limit` values to `take` until it says no.
     fn read_range(&self, from: Bound<&[u8]>, limit: usize, mut take: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
         let mut left = limit;

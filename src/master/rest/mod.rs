@@ -86,8 +86,7 @@ impl Door {
     }
 
     async fn read(&self, key: Key) -> Result<Option<Record>, Unreadable> {
-        let reader = self.shared.handle.reader().clone();
-        match Supervisor::blocking(move || reader.get(&key)).await {
+        match self.shared.handle.reader().fetch(key).await {
             Ok(Ok(record)) => Ok(record),
             Ok(Err(error)) => Err(Unreadable::now(error)),
             Err(error) => Err(Unreadable::now(error)),

@@ -98,9 +98,11 @@ impl Barrier {
 }
 
 impl Pending<'_> {
-    /// The commit survives a power cut, and can be read.
-    pub(super) fn durable(mut self, head: Head) {
-        self.barrier.lock().head = head;
+    /// The commit survives a power cut: `show` it. Who sees anything of it finds the line behind it.
+    pub(super) fn durable(mut self, head: Head, show: impl FnOnce()) {
+        let mut state = self.barrier.lock();
+        show();
+        state.head = head;
         self.stops = Stopped::No;
     }
 
@@ -136,7 +138,9 @@ mod tests {
         let barrier = Barrier::new(head(4));
         let pending = barrier.begin().unwrap();
         assert_eq!(barrier.head(), head(4));
-        pending.durable(head(5));
+        let mut shown = false;
+        pending.durable(head(5), || shown = true);
+        assert!(shown);
         assert_eq!(barrier.head(), head(5));
         barrier.check().unwrap();
     }

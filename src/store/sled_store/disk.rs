@@ -136,6 +136,11 @@ impl Disk {
         }
     }
 
+    /// The value of a key that the engine need not be asked for.
+    pub(super) fn peek(&self, key: &[u8]) -> Option<Value> {
+        self.recent.get(key).flatten()
+    }
+
     /// Go through keys and values in key order. Not a snapshot: what is put meanwhile may show or not.
     pub(super) fn range(&self, from: Bound<&[u8]>, each: &mut Each<'_>) -> Result<(), Error> {
         let (mut from, mut limit) = (from.map(<[u8]>::to_vec), PAGE);

@@ -192,17 +192,19 @@ async fn where_the_traces_are_gone_it_says_that_there_may_be_more() {
     // One job's acceptance is wiped wherever it stands; all that is left of its first event is a hole in the numbers.
     let lost = &worst.after[1];
     let found = trial("hole", &|dir| {
+        let mut places = 0;
         for file in ["store/db", "store/journal"].map(|file| log(dir).join(file)) {
             let mut bytes = fs::read(&file).unwrap();
             let at: Vec<usize> = (0..bytes.len() - lost.len())
                 .filter(|at| bytes[*at..].starts_with(lost.as_bytes()))
                 .collect();
-            assert!(!at.is_empty());
+            places += at.len();
             for at in at {
                 bytes[at] ^= 0x20;
             }
             fs::write(&file, bytes).unwrap();
         }
+        assert!(places > 0);
     });
     assert!(why(&found).contains("lost events were not found"), "{found}");
     assert!(!strings(&found["jobs_came"]).contains(lost), "{found}");
