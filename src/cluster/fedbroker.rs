@@ -4,7 +4,7 @@
 
 use super::convert;
 use super::parts::Shared;
-use super::{forget, logs, watch, worker_stream};
+use super::{forget, logs, submits, watch, worker_stream};
 use crate::engine::Refusal;
 use crate::machine::cluster::{Command, Rejection, Reply};
 use crate::machine::ids::JobId;
@@ -62,6 +62,15 @@ impl ours::cluster_server::Cluster for Fedbroker {
         let reply = self.0.handle.send(command).await.map_err(convert::refused)?;
         let known = reply == Reply::Cancelled { known: true };
         Ok(Response::new(ours::CancelTaskReply { known }))
+    }
+
+    type SubmitTasksStream = ReceiverStream<Result<ours::TaskSubmitted, Status>>;
+
+    async fn submit_tasks(&self, request: Request<Streaming<ours::SubmitTask>>) -> Result<Response<Self::SubmitTasksStream>, Status> {
+        let (out, stream) = mpsc::channel(ANSWERS);
+        let life = submits::run(self.0.clone(), request.into_inner(), out);
+        self.0.supervisor.spawn("submit stream", Policy::Ordinary, life);
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     type WatchStream = ReceiverStream<Result<ours::TaskEnd, Status>>;

@@ -4,18 +4,12 @@
 
 use super::convert;
 use super::parts::Shared;
-use super::worker_stream;
+use super::{submits, worker_stream};
 use crate::engine::Refusal;
 use crate::engine::clock::new_instance;
-use crate::machine::cluster::{Attach, Command, Key, Record, Reply, Submission};
-use crate::machine::content::Content;
-use crate::machine::ids::{TypeName, WorkerId};
-use crate::store::payload::Pinned;
-use crate::supervisor::Supervisor;
-use crate::wire::fedvision::framework::Task;
+use crate::machine::cluster::{Attach, Command, Key, Record, Reply};
+use crate::machine::ids::WorkerId;
 use crate::wire::fedvision::framework::cluster::{cluster_manager_server, enroll, task_resource_require, task_submit, update_status};
-use prost::Message;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -34,21 +28,6 @@ fn status_reply(taken: bool) -> Response<update_status::Rep> {
 }
 
 impl FedVision {
-    /// The content as a record holds it, durable if it is a file; the pin goes with the command.
-    async fn content(&self, bytes: Vec<u8>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
-        let payloads = self.0.payloads.clone();
-        let is_small = Content::fits(bytes.len());
-        let keep = move || (<[u8; 32]>::from(Sha256::digest(&bytes)), payloads.keep(bytes));
-        let (fingerprint, kept) = if is_small {
-            // No disk, no thread.
-            keep()
-        } else {
-            Supervisor::blocking(keep).await.map_err(convert::unavailable)?
-        };
-        let (content, pinned) = kept.map_err(convert::unavailable)?;
-        Ok((content, fingerprint, pinned))
-    }
-
     /// True when the worker has a stream or is within its grace time.
     async fn is_known(&self, worker: WorkerId) -> Result<bool, Status> {
         if self.0.hub.seen(&worker) {
@@ -109,30 +88,10 @@ impl cluster_manager_server::ClusterManager for FedVision {
     }
 
     async fn task_submit(&self, request: Request<task_submit::Req>) -> Result<Response<task_submit::Rep>, Status> {
-        let task: Task = request.into_inner().task.ok_or_else(|| convert::bad("task", "must be set"))?;
-        let bytes = task.encode_to_vec();
-        let key = convert::key(task.job_id, task.task_id)?;
-        let task_type = TypeName::parse(task.task_type).map_err(|error| convert::bad("task_type", &error.why))?;
-        let assignee = match task.assignee.as_str() {
-            "" => None,
-            name => Some(WorkerId::parse(name).map_err(|error| convert::bad("assignee", &error.why))?),
-        };
-        let (content, fingerprint, pinned) = self.content(bytes).await?;
-        let command = Command::Submit(Submission {
-            key: key.clone(),
-            task_type,
-            content,
-            fingerprint,
-            assignee,
-        });
-        let answer = self.0.handle.send_pinned(command, pinned.into_iter().collect()).await;
-        let status = match answer {
-            Ok(_) => task_submit::Status::Success,
-            Err(Refusal::Rejected(rejection)) => {
-                tracing::info!(task = %key, reason = %rejection, "task refused");
-                task_submit::Status::Failed
-            }
-            Err(error) => return Err(convert::refused(error)),
+        let task = request.into_inner().task.ok_or_else(|| convert::bad("task", "must be set"))?;
+        let status = match submits::submit(&self.0, task).await? {
+            Ok(()) => task_submit::Status::Success,
+            Err(_) => task_submit::Status::Failed,
         };
         Ok(Response::new(task_submit::Rep { status: status.into() }))
     }

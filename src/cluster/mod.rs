@@ -12,6 +12,7 @@ mod forget;
 mod hub;
 mod logs;
 mod parts;
+mod submits;
 mod watch;
 mod worker_stream;
 

@@ -8,6 +8,7 @@ pub mod contact;
 pub mod metered;
 pub mod python_json;
 pub mod serve;
+pub mod task_stream;
 
 /// `google.protobuf.Any`, with its value as a part of the buffer that the message came in: tasks carry hundreds of megabytes in it.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]

@@ -1,6 +1,6 @@
 //! Fedbroker over the wire: a cluster manager as a process of its own, spoken to over gRPC as a master and its workers speak to it.
 //!
-//! Enqueue is TaskSubmit. For the whole life workers are attached (`Cluster/Attach`) that report each task as soon as it comes: submitted,
+//! Enqueue is a task on a stream of `SubmitTasks`, answered when it is durable. For the whole life workers are attached (`Cluster/Attach`) that report each task as soon as it comes: submitted,
 //! assigned and ended are all in the log before anybody hears of them, and a life ends when the report is acknowledged.
 
 use crate::item::Item;
@@ -14,8 +14,7 @@ use fedbroker::wire::fedbroker::v1::{
     FromWorker, Heartbeat, Outcome, RunTask, TaskAttempt, TaskReport, ToWorker, WorkerAttach, from_worker, outcome, to_worker,
 };
 use fedbroker::wire::fedvision::framework::Task;
-use fedbroker::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
-use fedbroker::wire::fedvision::framework::cluster::task_submit;
+use fedbroker::wire::task_stream::TaskStream;
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,9 +22,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
-/// HTTP/2 connections of the producers; a server takes 200 calls at once on each.
+/// Connections of the producers, with one stream of tasks on each.
 pub const CHANNELS: u32 = 4;
 /// Worker streams, each on a connection of its own.
 pub const WORKERS: u32 = 4;
@@ -44,9 +42,9 @@ pub struct Grpc {
     server: Option<Server>,
     binary: PathBuf,
     data: PathBuf,
-    channels: Vec<Channel>,
+    streams: Vec<Arc<TaskStream>>,
     ends: Vec<Mutex<Option<mpsc::Receiver<anyhow::Result<Item>>>>>,
-    workers: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Grpc {
@@ -68,22 +66,28 @@ impl Grpc {
         })?;
         let address = server.says(" ready on ").await?;
         let count = CHANNELS.min(producers);
-        let channels = (0..count).map(|_| connect::channel(&address)).collect::<Result<_, _>>()?;
+        let mut streams = Vec::new();
+        let mut tasks = JoinSet::new();
+        for _ in 0..count {
+            let (stream, carry) = TaskStream::open(ClusterClient::new(connect::channel(&address)?)).await?;
+            tasks.spawn(carry);
+            streams.push(Arc::new(stream));
+        }
         let (senders, receivers): (Ends, Vec<_>) = (0..producers).map(|_| mpsc::channel(1)).unzip();
-        let (ends, mut workers) = (Arc::new(senders), JoinSet::new());
+        let ends = Arc::new(senders);
         if workload == Workload::Life {
             for number in 0..WORKERS.min(producers) {
                 let session = Session::open(&address, number).await?;
-                workers.spawn(session.work(ends.clone()));
+                tasks.spawn(session.work(ends.clone()));
             }
         }
         Ok(Self {
             server: Some(server),
             binary: binary.to_owned(),
             data,
-            channels,
+            streams,
             ends: receivers.into_iter().map(|receiver| Mutex::new(Some(receiver))).collect(),
-            workers,
+            tasks,
         })
     }
 }
@@ -193,7 +197,7 @@ fn item_of(job: &str, task: &str) -> anyhow::Result<Item> {
 
 /// A producer.
 pub struct Client {
-    client: ClusterManagerClient<Channel>,
+    stream: Arc<TaskStream>,
     ended: mpsc::Receiver<anyhow::Result<Item>>,
 }
 
@@ -210,8 +214,8 @@ impl Producer for Client {
             task: Some(content),
             assignee: String::new(),
         };
-        let reply = self.client.task_submit(task_submit::Req { task: Some(task) }).await?.into_inner();
-        ensure!(reply.status() == task_submit::Status::Success, "not taken: {:?}", reply.status());
+        let answer = self.stream.submit(task).await?;
+        ensure!(answer.taken, "not taken: {}", answer.reason);
         Ok(())
     }
 
@@ -226,15 +230,15 @@ impl System for Grpc {
 
     async fn producer(&self, number: u32) -> anyhow::Result<Client> {
         let at = number as usize;
-        let client = ClusterManagerClient::new(self.channels[at % self.channels.len()].clone());
+        let stream = self.streams[at % self.streams.len()].clone();
         let ended = self.ends[at].lock().await.take().context("one connection for each producer")?;
-        Ok(Client { client, ended })
+        Ok(Client { stream, ended })
     }
 
     /// Read from the disk once the manager has ended, not asked from its memory.
     async fn left(mut self, _: Workload) -> anyhow::Result<Vec<Item>> {
-        self.workers.abort_all();
-        self.channels.clear();
+        self.tasks.abort_all();
+        self.streams.clear();
         drop(self.server.take());
         let data = text(&self.data);
         let words = ["store", "dump", "--records", "--live", "--kind", "task", "--data-dir", &data];

@@ -217,6 +217,7 @@ impl Manager {
 impl Cluster for Service {
     type AttachStream = ReceiverStream<Result<ToWorker, Status>>;
     type WatchStream = ReceiverStream<Result<TaskEnd, Status>>;
+    type SubmitTasksStream = ReceiverStream<Result<TaskSubmitted, Status>>;
     type TaskLogsStream = ReceiverStream<Result<LogChunk, Status>>;
 
     #[expect(clippy::disallowed_methods, reason = "a test's own server")]
@@ -267,6 +268,9 @@ impl Cluster for Service {
         Err(Status::unimplemented("test"))
     }
     async fn forget_job(&self, _: Request<ForgetJobRequest>) -> Result<Response<ForgetJobReply>, Status> {
+        Err(Status::unimplemented("test"))
+    }
+    async fn submit_tasks(&self, _: Request<Streaming<SubmitTask>>) -> Result<Response<Self::SubmitTasksStream>, Status> {
         Err(Status::unimplemented("test"))
     }
     async fn watch(&self, _: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
