@@ -100,18 +100,11 @@ impl Watch {
     /// Read the records and answer for those that are over.
     async fn look(&mut self, keys: Vec<TaskKey>) -> Result<(), Status> {
         let keys: Vec<TaskKey> = keys.into_iter().filter(|key| self.pending.contains(key)).collect();
-        let reader = self.shared.handle.reader();
-        let (mut found, mut asked) = (Vec::with_capacity(keys.len()), Vec::new());
-        for key in keys {
-            match reader.peek(&Key::Task(key.clone())).map_err(convert::unavailable)? {
-                None => asked.push(key),
-                peeked => found.push((standing(peeked), key)),
-            }
-        }
-        if !asked.is_empty() {
-            found.append(&mut read(reader.clone(), asked).await?);
-        }
-        for (standing, key) in found {
+        let found = match in_memory(self.shared.handle.reader(), &keys)? {
+            Some(found) => found,
+            None => on_disk(self.shared.handle.reader().clone(), keys.clone()).await?,
+        };
+        for (standing, key) in found.into_iter().zip(keys) {
             let answer = match &standing {
                 Standing::Live => continue,
                 Standing::Ended(outcome) => convert::task_end(&key, Some(outcome)),
@@ -128,13 +121,14 @@ impl Watch {
     }
 }
 
-/// What the disk says of tasks that are not in memory.
-async fn read(reader: Reader<Cluster>, keys: Vec<TaskKey>) -> Result<Vec<(Standing, TaskKey)>, Status> {
-    let read = move || {
-        keys.into_iter()
-            .map(|key| Ok((standing(reader.get(&Key::Task(key.clone()))?), key)))
-            .collect()
-    };
+/// `None` if one of the tasks is not in memory.
+fn in_memory(reader: &Reader<Cluster>, keys: &[TaskKey]) -> Result<Option<Vec<Standing>>, Status> {
+    let peek = |key: &TaskKey| reader.peek(&Key::Task(key.clone())).map_err(convert::unavailable);
+    keys.iter().map(|key| Ok(peek(key)?.map(|record| standing(Some(record))))).collect()
+}
+
+async fn on_disk(reader: Reader<Cluster>, keys: Vec<TaskKey>) -> Result<Vec<Standing>, Status> {
+    let read = move || keys.into_iter().map(|key| Ok(standing(reader.get(&Key::Task(key))?))).collect();
     let read: Result<_, crate::store::Error> = Supervisor::blocking(read).await.map_err(convert::unavailable)?;
     read.map_err(convert::unavailable)
 }

@@ -1,5 +1,7 @@
 //! The cluster manager in this process, with tonic clients that play masters and workers of both kinds.
 
+mod submits;
+
 use fedbroker::cluster::{Settings, start};
 use fedbroker::engine::retention::Keep;
 use fedbroker::machine::cluster::Rules;
