@@ -245,10 +245,9 @@ impl SledStore {
             return Err(error);
         }
         crash_point::reach("store.synced");
-        self.disk.put(writes);
-        crash_point::reach("store.applied");
         writer.position = position;
-        pending.durable(position.head());
+        pending.durable(position.head(), || self.disk.put(writes));
+        crash_point::reach("store.applied");
         writer.high_water.record(Mark::of(&position));
         Ok(position.head())
     }

@@ -98,9 +98,12 @@ impl Barrier {
 }
 
 impl Pending<'_> {
-    /// The commit survives a power cut, and can be read.
-    pub(super) fn durable(mut self, head: Head) {
-        self.barrier.lock().head = head;
+    /// The commit survives a power cut: `show` it, and move the line behind it. Both at once: who sees that an event is gone, or a new one, looks at the
+    /// head next.
+    pub(super) fn durable(mut self, head: Head, show: impl FnOnce()) {
+        let mut state = self.barrier.lock();
+        show();
+        state.head = head;
         self.stops = Stopped::No;
     }
 
@@ -136,7 +139,7 @@ mod tests {
         let barrier = Barrier::new(head(4));
         let pending = barrier.begin().unwrap();
         assert_eq!(barrier.head(), head(4));
-        pending.durable(head(5));
+        pending.durable(head(5), || {});
         assert_eq!(barrier.head(), head(5));
         barrier.check().unwrap();
     }

@@ -66,7 +66,7 @@ pub(super) struct Disk {
     pub(super) fault: Mutex<Option<Fault>>,
 }
 
-/// A disk that is full on order.
+/// A disk that is full, or a process that is slow, on order.
 #[cfg(test)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -76,6 +76,8 @@ pub(super) enum Fault {
     Barrier,
     /// The engine finds none when it is given commits that were confirmed.
     Apply,
+    /// Not full: a commit that is seen takes its time to end.
+    Slow,
 }
 
 impl Disk {
@@ -224,6 +226,10 @@ impl Disk {
     /// Let a commit be seen, all at once. It must be durable in the journal; the engine gets it later.
     pub(super) fn put(&self, writes: Writes) {
         self.recent.put(writes);
+        #[cfg(test)]
+        if *self.fault.lock().unwrap() == Some(Fault::Slow) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Whether a commit of this cost can be put before the next [`Disk::freeze`].

@@ -228,6 +228,25 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
     assert_eq!(store.events(1, 9999).unwrap().len(), 1500);
 }
 
+/// Who misses an event looks at the head before that is called damage.
+#[test]
+fn an_event_that_is_let_go_of_is_below_the_head_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.commit(&small(&store, &["one"], &[])).unwrap();
+    store.commit(&small(&store, &["two"], &[])).unwrap();
+    *store.disk.fault.lock().unwrap() = Some(Fault::Slow);
+    let trim = Commit {
+        trim_to: Some(2),
+        ..small(&store, &[], &[])
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.commit(&trim).unwrap());
+        while store.events(1, 1).unwrap()[0].0 == 1 {}
+        assert_eq!(store.head().first_seq, 2);
+    });
+}
+
 #[test]
 fn space_is_reserved_ahead_of_the_log() {
     use std::os::unix::fs::MetadataExt;
