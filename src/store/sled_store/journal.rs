@@ -147,10 +147,10 @@ impl Journal {
         full
     }
 
-    /// Begin again: the engine has all of it durably. The older half goes first: without the newer one the engine would be ahead of the journal.
-    pub(super) fn restart(&mut self) -> Result<(), Error> {
-        self.turn().clear()?;
-        self.turn().clear()
+    /// Begin again: the engine has all of it durably. Both halves are to be cleared, in this order, before a commit is written: the older one goes
+    /// first, since without the newer one the engine would be ahead of the journal.
+    pub(super) fn restart(&mut self) -> [Full; 2] {
+        [self.turn(), self.turn()]
     }
 
     /// Write a commit for which there is room, and return when it survives a power cut. After an error it is unknown whether it does.
@@ -316,7 +316,7 @@ mod tests {
         for second in 1..12 {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), 1..20);
-            journal.restart().unwrap();
+            journal.restart().into_iter().for_each(|half| half.clear().unwrap());
             assert_eq!(found(dir.path()), Vec::<u64>::new());
             append(&mut journal, 20..20 + second);
             assert_eq!(found(dir.path()), (20..20 + second).collect::<Vec<_>>());
@@ -353,7 +353,8 @@ mod tests {
             let newer = 5 + turns..7 + turns;
             append(&mut journal, newer.clone());
             let (mut journal, _) = Journal::open(dir.path()).unwrap();
-            journal.turn().clear().unwrap();
+            let [older, _] = journal.restart();
+            older.clear().unwrap();
             assert_eq!(found(dir.path()), newer.collect::<Vec<_>>());
         }
     }
@@ -414,7 +415,7 @@ mod tests {
         for (before, first) in [(1..2, 20), (1..3, 9), (8..12, 12), (1..2, 6)] {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), before);
-            journal.restart().unwrap();
+            journal.restart().into_iter().for_each(|half| half.clear().unwrap());
             let mut old = vec![0; LEN];
             journal.file.read_exact_at(&mut old, 0).unwrap();
             append(&mut journal, first..first + 1);

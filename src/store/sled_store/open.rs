@@ -137,7 +137,9 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
         disk.settle()?;
     }
     crash_point::reach("store.replayed");
-    journal.restart()?;
+    for half in journal.restart() {
+        half.clear()?;
+    }
     Ok((disk, journal))
 }
 
