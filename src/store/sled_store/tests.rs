@@ -198,9 +198,17 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let text = |n: u32| format!("{n} ").repeat(700);
+    /// A test that fails ends too.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (store, done) = (&store, &done);
+        let _done = Done(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 store.settle().unwrap();
@@ -217,7 +225,6 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
             }
             assert_eq!(store.get(key.as_bytes()).unwrap().unwrap(), value.as_bytes());
         }
-        done.store(true, Ordering::Relaxed);
         assert!(turns > 30);
     });
     let before = store.scan(b"l", None, 9999).unwrap();
