@@ -385,7 +385,7 @@ impl Store for SledStore {
 
     fn settle(&self) -> Result<(), Error> {
         self.settling.settle(|full| {
-            let settled = self.disk.settle().and_then(|()| full.clear());
+            let settled = self.disk.settle().and_then(|()| full.clear(File::sync_data));
             if settled.as_ref().is_err_and(Error::is_full) {
                 self.barrier.full();
             }

@@ -63,7 +63,7 @@ pub(super) struct Disk {
     path: PathBuf,
     failed: AtomicBool,
     reserve: Mutex<Reserve>,
-    /// Where the engine's log was when it was synced last, by its own count of bytes.
+    /// The last byte of the engine's log when it was synced last.
     synced: AtomicI64,
     #[cfg(test)]
     pub(super) fault: Mutex<Option<Fault>>,
@@ -305,7 +305,7 @@ impl Disk {
     }
 
     /// Sync what the engine has written, if that has come to another segment since the last time; says whether it had. To be asked after whatever
-    /// may write, and a read may.
+    /// may write, and a read may. Not when a segment is full: when its first bytes are written, as the next one's header may say that it is there.
     fn keep_up(&self) -> sled::Result<bool> {
         let segment = |at: i64| at / SEGMENT as i64;
         let behind = segment(self.written()) > segment(self.synced.load(Ordering::Relaxed));
@@ -326,7 +326,7 @@ impl Disk {
         Ok(())
     }
 
-    /// How much the engine has ever written, to the file and not for certain to the disk.
+    /// The last byte that the engine has written, to the file and not for certain to the disk, by its own count.
     fn written(&self) -> i64 {
         self.db().context.pagecache.log.stable_offset()
     }
