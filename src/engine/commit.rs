@@ -110,6 +110,7 @@ impl<M: Machine> Loop<M> {
         match message {
             Message::Command(envelope) => self.take(envelope, turn)?,
             Message::Census(asked) => turn.looks.push(asked),
+            Message::Failed(error) => return Err(self.failed(error)),
             Message::Trim(to, answer) => {
                 let goes = to > self.parts.store.head().first_seq;
                 turn.trim_to = turn.trim_to.max(goes.then_some(to));
@@ -210,11 +211,7 @@ impl<M: Machine> Loop<M> {
             trim_to: turn.trim_to,
         };
         if let Err(error) = self.parts.store.commit(&commit) {
-            self.read_only.store(error.is_full(), Ordering::Relaxed);
-            self.depth.end();
-            if error.is_full() {
-                self.metrics.disk_full();
-            }
+            let error = self.failed(error);
             for (answer, _) in turn.answers.drain(..) {
                 let _ = answer.send(Err(Refusal::Unknown));
             }
@@ -234,6 +231,16 @@ impl<M: Machine> Loop<M> {
         }
         self.metrics.committed(turn.commands.len(), written, began.elapsed());
         Ok(())
+    }
+
+    /// Before anybody learns of it.
+    fn failed(&self, error: Error) -> Error {
+        self.read_only.store(error.is_full(), Ordering::Relaxed);
+        self.depth.end();
+        if error.is_full() {
+            self.metrics.disk_full();
+        }
+        error
     }
 
     fn encode_payload_counts(&mut self, held: &[PayloadRef], released: &[PayloadRef], records: &mut Writes) -> Result<(), Error> {

@@ -66,6 +66,8 @@ enum Message<M: Machine> {
     Census(blocking::Sender<Census>),
     /// Events below are to go. The answer is the first event there is then; dropped when that is not known.
     Trim(Seq, oneshot::Sender<Seq>),
+    /// The store failed beside the loop.
+    Failed(StoreError),
 }
 
 /// Live records by kind and state.
@@ -305,7 +307,7 @@ impl<M: Machine> Engine<M> {
         } = handle;
         reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
-        let settler = Settler::start(supervisor, parts.store.clone())?;
+        let settler = Settler::start(supervisor, parts.store.clone(), handle.queue.downgrade())?;
         let role = supervisor.clone();
         supervisor.thread("engine", move || {
             for effect in parts.machine.resume(parts.clock.now()) {

@@ -1,26 +1,32 @@
 //! Does what the store has to do beside commits, on a thread of its own, so that commits need not wait for it.
 //!
-//! Started by `Engine::start`, woken by the loop. A failure stops the store, and so the role.
+//! Started by `Engine::start`, woken by the loop. A failure stops the store, and the loop is told, which ends as after a commit that failed.
 
-use crate::store::{Error, Store};
+use super::Message;
+use crate::machine::Machine;
+use crate::store::Store;
 use crate::supervisor::Supervisor;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use tokio::sync::mpsc::WeakSender;
 
 /// Wakes the thread, which ends when this is dropped.
 pub(super) struct Settler(SyncSender<()>);
 
 impl Settler {
-    pub(super) fn start(supervisor: &Supervisor, store: Arc<dyn Store>) -> std::io::Result<Self> {
+    pub(super) fn start<M: Machine>(
+        supervisor: &Supervisor,
+        store: Arc<dyn Store>,
+        queue: WeakSender<Message<M>>,
+    ) -> std::io::Result<Self> {
         let (wake, woken) = sync_channel(1);
-        let role = supervisor.clone();
         supervisor.thread("settling", move || {
             while woken.recv().is_ok() {
-                match store.settle() {
-                    // A store that failed meanwhile says so itself, and one on a full disk with its next commit.
-                    Ok(()) | Err(Error::Poisoned) => {}
-                    Err(error) if error.is_full() => {}
-                    Err(error) => role.fatal(anyhow::Error::new(error).context("the store could not be settled")),
+                if let Err(error) = store.settle() {
+                    // Without a queue the loop is about to end, and without a place in it a commit is about to fail.
+                    let told = queue.upgrade().map(|queue| queue.try_send(Message::Failed(error)));
+                    drop(told);
+                    return;
                 }
             }
         })?;

@@ -143,7 +143,7 @@ pub trait Store: Send + Sync + 'static {
     /// - After any other it is poisoned: every later call fails with [`Error::Poisoned`].
     fn commit(&self, commit: &Commit) -> Result<Head, Error>;
 
-    /// The value of a record, durable at the time of return: a value whose barrier is still out is waited for.
+    /// The value of a record, durable: that of a commit whose barrier is still out does not show.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
 
     /// [`Store::get`] of a record that is in memory, which the newest ones are; `None` where only the disk can tell. Does not block.

@@ -245,9 +245,9 @@ impl SledStore {
             return Err(error);
         }
         crash_point::reach("store.synced");
+        writer.position = position;
         pending.durable(position.head(), || self.disk.put(writes));
         crash_point::reach("store.applied");
-        writer.position = position;
         writer.high_water.record(Mark::of(&position));
         Ok(position.head())
     }
@@ -386,7 +386,7 @@ impl Store for SledStore {
 
     fn settle(&self) -> Result<(), Error> {
         self.settling.settle(|full| {
-            let settled = self.disk.settle().and_then(|()| full.clear());
+            let settled = self.disk.settle().and_then(|()| full.clear(File::sync_data));
             if settled.as_ref().is_err_and(Error::is_full) {
                 self.barrier.full();
             }

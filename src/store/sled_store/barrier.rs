@@ -98,7 +98,8 @@ impl Barrier {
 }
 
 impl Pending<'_> {
-    /// The commit survives a power cut: `show` it. Who sees anything of it finds the line behind it.
+    /// The commit survives a power cut: `show` it, and move the line behind it. Both at once: who sees that an event is gone, or a new one, looks at the
+    /// head next.
     pub(super) fn durable(mut self, head: Head, show: impl FnOnce()) {
         let mut state = self.barrier.lock();
         show();

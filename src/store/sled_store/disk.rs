@@ -5,13 +5,14 @@
 //! - `flush` ends in `sync_file_range`, which reaches neither the disk's cache nor the file's length: a power cut after it loses
 //!   confirmed batches. So `flush` is followed by `fdatasync` on a descriptor of our own (flock and fdatasync are tied to the
 //!   inode, and sled never replaces the file).
-//! - A log segment or more that was written since the last barrier can make recovery drop the whole log. So segments are of 8 MiB, what is
-//!   written between two barriers costs at most 6 (`recent`), and sled's own flusher is off.
+//! - A log segment or more that was written since the last barrier can make recovery drop the whole log. So sled's own flusher is off, segments
+//!   are of 8 MiB, and whenever one is begun what was written before is synced (`keep_up`). What a value costs is no bound: sled writes a page
+//!   of up to 70 KB anew at every tenth change of it, or splits it, and a read does that too.
 //! - A value above a quarter of a segment goes to a file in `blobs/`, outside the log. Values end at 4 KiB; a file there is damage.
 //! - Its index files `snap.*` are not a cache: an open without one can empty the log. `open` refuses that, removes only half-written
 //!   ones, has the file system sync their names in order where it can, and keeps the old one until the new one is durable (`index`).
 //! - After a write that found the disk full it fails every later one, and reads too: a read may split a page, which is a write. So the space
-//!   for a commit is reserved before the engine is asked (`reserve`).
+//!   is reserved before the engine is asked, with each commit and each segment it begins (`reserve`).
 //! - On damaged files it panics, or opens without complaint with values missing. Panics are caught here, missing values are found by
 //!   `verify`. So the program must be built to unwind.
 //! - After any failure its memory may show what is not on disk, every later write fails, and its destructor panics on a failing disk. So a
@@ -28,7 +29,7 @@ use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,11 +63,16 @@ pub(super) struct Disk {
     path: PathBuf,
     failed: AtomicBool,
     reserve: Mutex<Reserve>,
+    /// The last byte of the engine's log when it was synced last.
+    synced: AtomicI64,
     #[cfg(test)]
     pub(super) fault: Mutex<Option<Fault>>,
+    /// Called before each sync.
+    #[cfg(test)]
+    cut: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
-/// A disk that is full on order.
+/// A disk that is full, or a process that is slow, on order.
 #[cfg(test)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -76,6 +82,8 @@ pub(super) enum Fault {
     Barrier,
     /// The engine finds none when it is given commits that were confirmed.
     Apply,
+    /// Not full: a commit that is seen takes its time to end.
+    Slow,
 }
 
 impl Disk {
@@ -91,8 +99,11 @@ impl Disk {
             path,
             failed: AtomicBool::new(false),
             reserve: Mutex::default(),
+            synced: AtomicI64::new(0),
             #[cfg(test)]
             fault: Mutex::default(),
+            #[cfg(test)]
+            cut: Mutex::default(),
         })
     }
 
@@ -132,7 +143,11 @@ impl Disk {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Value>, Error> {
         match self.recent.get(key) {
             Some(value) => Ok(value),
-            None => self.guard("read", || self.db().get(key)),
+            None => self.guard("read", || {
+                let value = self.db().get(key)?;
+                self.keep_up()?;
+                Ok(value)
+            }),
         }
     }
 
@@ -196,6 +211,7 @@ impl Disk {
         self.guard("read", || {
             for (nth, item) in self.db().range::<Vec<u8>, _>((from, until)).enumerate() {
                 let (key, value) = item?;
+                self.keep_up()?;
                 if nth % LOOK_AGAIN == 1 {
                     self.db().contains_key(&key)?;
                 }
@@ -229,6 +245,10 @@ impl Disk {
     /// Let a commit be seen, all at once. It must be durable in the journal; the engine gets it later.
     pub(super) fn put(&self, writes: Writes) {
         self.recent.put(writes);
+        #[cfg(test)]
+        if *self.fault.lock().unwrap() == Some(Fault::Slow) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Whether a commit of this cost can be put before the next [`Disk::freeze`].
@@ -253,19 +273,30 @@ impl Disk {
     /// Give the engine these values, one after the other. Not as a batch of the engine: that seals two buffers, which two threads of its pool
     /// write and wait for the disk at, each time.
     fn apply(&self, table: &Table) -> Result<(), Error> {
-        self.guard("write to", || {
-            for (key, value) in table {
-                match value {
-                    Some(value) => self.db().insert(key, value.clone())?,
-                    None => self.db().remove(key)?,
-                };
+        let mut left = table.iter();
+        // What they cost is an estimate: there is space for a segment more whenever one is begun.
+        while self.guard("write to", || self.apply_until_segment(&mut left))? {
+            self.reserve()?;
+        }
+        Ok(())
+    }
+
+    /// True when a segment was begun, and some may be left.
+    fn apply_until_segment<'a>(&self, left: &mut impl Iterator<Item = (&'a Vec<u8>, &'a Option<Value>)>) -> sled::Result<bool> {
+        for (key, value) in left {
+            match value {
+                Some(value) => self.db().insert(key, value.clone())?,
+                None => self.db().remove(key)?,
+            };
+            if self.keep_up()? {
+                return Ok(true);
             }
-            #[cfg(test)]
-            if *self.fault.lock().unwrap() == Some(Fault::Apply) {
-                return Err(io::Error::from(io::ErrorKind::StorageFull).into());
-            }
-            Ok(())
-        })
+        }
+        #[cfg(test)]
+        if *self.fault.lock().unwrap() == Some(Fault::Apply) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        }
+        Ok(false)
     }
 
     /// Return when everything the engine has survives a power cut.
@@ -273,9 +304,36 @@ impl Disk {
         self.guard("sync", || {
             self.db().flush()?;
             crash_point::reach("store.flushed");
-            self.log.sync_data()?;
+            self.sync_log()?;
             Ok(())
         })
+    }
+
+    /// Sync what the engine has written, if that has come to another segment since the last time; says whether it had. To be asked after whatever
+    /// may write, and a read may. Not when a segment is full: when its first bytes are written, as the next one's header may say that it is there.
+    fn keep_up(&self) -> sled::Result<bool> {
+        let segment = |at: i64| at / SEGMENT as i64;
+        let behind = segment(self.written()) > segment(self.synced.load(Ordering::Relaxed));
+        if behind {
+            self.sync_log()?;
+        }
+        Ok(behind)
+    }
+
+    fn sync_log(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(cut) = &mut *self.cut.lock().unwrap() {
+            cut();
+        }
+        let written = self.written();
+        self.log.sync_data()?;
+        self.synced.fetch_max(written, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The last byte that the engine has written, to the file and not for certain to the disk, by its own count.
+    fn written(&self) -> i64 {
+        self.db().context.pagecache.log.stable_offset()
     }
 
     /// Write these values, and return when they survive a power cut. A power cut before that may leave some of them.
@@ -354,5 +412,77 @@ fn engine_error(doing: &str, path: &Path, error: sled::Error) -> Error {
             what: "the storage engine finds it corrupted".to_owned(),
         },
         other => Error::Engine(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    const RECORDS: u64 = 6000;
+
+    fn key(n: u64) -> Vec<u8> {
+        format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into_bytes()
+    }
+
+    /// What a power cut may leave of the file when it was synced as `before` and is now `after`: all of it but one segment.
+    fn torn(before: &[u8], after: &[u8]) -> Vec<Vec<u8>> {
+        let segments = 0..after.len().div_ceil(SEGMENT);
+        let span = |n: usize, of: &[u8]| (n * SEGMENT).min(of.len())..((n + 1) * SEGMENT).min(of.len());
+        let changed = segments.filter(|n| before[span(*n, before)] != after[span(*n, after)]);
+        let without = changed.map(|n| {
+            let mut left = after.to_vec();
+            left[span(n, after)].fill(0);
+            left[span(n, before)].copy_from_slice(&before[span(n, before)]);
+            left
+        });
+        without.collect()
+    }
+
+    fn missing(dir: &Path, db: &[u8]) -> Result<u64, Error> {
+        let copy = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(dir).unwrap().map(Result::unwrap).filter(|file| file.path().is_file()) {
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        fs::write(copy.path().join("db"), db).unwrap();
+        let disk = Disk::open(copy.path())?;
+        let mut missing = 0;
+        for n in 0..RECORDS {
+            missing += u64::from(disk.get(&key(n))?.is_none());
+        }
+        Ok(missing)
+    }
+
+    /// A small value in each page costs little by our estimate, and then the engine splits the pages, or writes all of them anew at once.
+    #[test]
+    fn a_power_cut_while_many_pages_are_written_anew_takes_nothing_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        for n in 0..RECORDS / 400 {
+            let records = n * 400..n * 400 + 400;
+            disk.commit(records.map(|n| (key(n), Some(vec![7; 4000]))).collect()).unwrap();
+        }
+        let keys: BTreeSet<_> = (0..RECORDS).map(key).collect();
+        let (file, cuts) = (dir.path().join("db"), Arc::new(Mutex::new(Vec::new())));
+        let (seen, mut before) = (cuts.clone(), fs::read(&file).unwrap());
+        let of = dir.path().to_owned();
+        *disk.cut.lock().unwrap() = Some(Box::new(move || {
+            let after = fs::read(&file).unwrap();
+            for left in torn(&before, &after) {
+                seen.lock().unwrap().push(missing(&of, &left).map_err(|error| error.to_string()));
+            }
+            before = after;
+        }));
+        let small = keys.iter().step_by(8).map(|key| ([key, &b"x"[..]].concat(), Some(vec![1; 9])));
+        disk.put(small.collect());
+        assert!(disk.recent.cost() < COST_MAX / 4);
+        disk.freeze();
+        disk.settle().unwrap();
+        assert_eq!(disk.synced.load(Ordering::Relaxed), disk.written());
+        let cuts = cuts.lock().unwrap();
+        assert!(cuts.len() >= 3, "{cuts:?}");
+        assert!(cuts.iter().all(|cut| *cut == Ok(0)), "{cuts:?}");
     }
 }

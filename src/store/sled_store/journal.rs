@@ -147,10 +147,10 @@ impl Journal {
         full
     }
 
-    /// Begin again: the engine has all of it durably. The older half goes first: without the newer one the engine would be ahead of the journal.
-    pub(super) fn restart(&mut self) -> Result<(), Error> {
-        self.turn().clear()?;
-        self.turn().clear()
+    /// Begin again: the engine has all of it durably. Both halves are to be cleared, in this order, before a commit is written: the older one goes
+    /// first, since without the newer one the engine would be ahead of the journal.
+    pub(super) fn restart(&mut self) -> [Full; 2] {
+        [self.turn(), self.turn()]
     }
 
     /// Write a commit for which there is room, and return when it survives a power cut. After an error it is unknown whether it does.
@@ -170,10 +170,10 @@ impl Journal {
 impl Full {
     /// The engine has all of it durably: its first frame goes for certain before another is written there. Where a power cut tears that one,
     /// what is left of the round before would be taken for newer commits.
-    pub(super) fn clear(self) -> Result<(), Error> {
+    pub(super) fn clear(self, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<(), Error> {
         let clear = || {
             self.file.write_all_at(&[0; ALIGN], self.half as u64)?;
-            self.file.sync_data()
+            sync(&self.file)
         };
         clear().map_err(Error::at("write", &self.path))
     }
@@ -316,7 +316,7 @@ mod tests {
         for second in 1..12 {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), 1..20);
-            journal.restart().unwrap();
+            journal.restart().into_iter().for_each(|half| half.clear(File::sync_data).unwrap());
             assert_eq!(found(dir.path()), Vec::<u64>::new());
             append(&mut journal, 20..20 + second);
             assert_eq!(found(dir.path()), (20..20 + second).collect::<Vec<_>>());
@@ -334,7 +334,7 @@ mod tests {
             assert_eq!(found(dir.path()), (first..begin).collect::<Vec<_>>());
             append(&mut journal, begin..end);
             assert_eq!(found(dir.path()), (first..end).collect::<Vec<_>>());
-            full.clear().unwrap();
+            full.clear(File::sync_data).unwrap();
             first = begin;
             assert_eq!(found(dir.path()), (first..end).collect::<Vec<_>>());
         }
@@ -346,16 +346,30 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), 1..5);
             for batch in 5..5 + turns {
-                journal.turn().clear().unwrap();
+                journal.turn().clear(File::sync_data).unwrap();
                 append(&mut journal, batch..batch + 1);
             }
             let _full = journal.turn();
             let newer = 5 + turns..7 + turns;
             append(&mut journal, newer.clone());
             let (mut journal, _) = Journal::open(dir.path()).unwrap();
-            journal.turn().clear().unwrap();
+            let [older, _] = journal.restart();
+            older.clear(File::sync_data).unwrap();
             assert_eq!(found(dir.path()), newer.collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_half_is_cleared_for_certain() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = of(dir.path(), 1..3);
+        let mut synced = false;
+        let look = |_: &File| {
+            synced = found(dir.path()).is_empty();
+            Ok(())
+        };
+        journal.turn().clear(look).unwrap();
+        assert!(synced);
     }
 
     #[test]
@@ -414,7 +428,7 @@ mod tests {
         for (before, first) in [(1..2, 20), (1..3, 9), (8..12, 12), (1..2, 6)] {
             let dir = tempfile::tempdir().unwrap();
             let mut journal = of(dir.path(), before);
-            journal.restart().unwrap();
+            journal.restart().into_iter().for_each(|half| half.clear(File::sync_data).unwrap());
             let mut old = vec![0; LEN];
             journal.file.read_exact_at(&mut old, 0).unwrap();
             append(&mut journal, first..first + 1);

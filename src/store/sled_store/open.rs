@@ -14,6 +14,7 @@ use crate::crash_point;
 use crate::migrations;
 use crate::store::Error;
 use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
+use std::fs::File;
 use std::path::Path;
 
 /// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
@@ -137,7 +138,9 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
         disk.settle()?;
     }
     crash_point::reach("store.replayed");
-    journal.restart()?;
+    for half in journal.restart() {
+        half.clear(File::sync_data)?;
+    }
     Ok((disk, journal))
 }
 

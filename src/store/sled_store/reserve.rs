@@ -1,6 +1,6 @@
 //! Space for the log, taken from the file system before the engine needs it.
 //!
-//! Called by `Disk` before each commit. An engine that met a full disk once takes no write any more, and fails reads too (a read may
+//! Called by `Disk` before each commit, and whenever the engine begins a segment. An engine that met a full disk once takes no write any more, and fails reads too (a read may
 //! split a page, which is a write); it must never meet one. What is reserved here lies behind the end of the file, so that its length
 //! says what it said before.
 
@@ -12,8 +12,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Bytes reserved behind the end of the log: a commit may end the segment it begins in and fill another one. The log grows by segments, so
-/// the file system is asked once for each.
+/// Bytes reserved behind the end of the log: when the engine is seen to have begun a segment it may have filled that one in memory, and the next one
+/// is asked for before it goes on. The log grows by segments, so the file system is asked once for each.
 const AHEAD: u64 = 2 * super::disk::SEGMENT as u64;
 
 /// What is known of the space behind the end of the log.

@@ -198,9 +198,17 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let text = |n: u32| format!("{n} ").repeat(700);
+    /// A test that fails ends too.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (store, done) = (&store, &done);
+        let _done = Done(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 store.settle().unwrap();
@@ -217,7 +225,6 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
             }
             assert_eq!(store.get(key.as_bytes()).unwrap().unwrap(), value.as_bytes());
         }
-        done.store(true, Ordering::Relaxed);
         assert!(turns > 30);
     });
     let before = store.scan(b"l", None, 9999).unwrap();
@@ -226,6 +233,25 @@ fn commits_go_on_while_the_engine_is_given_what_was_confirmed() {
     let store = open(dir.path());
     assert!(store.scan(b"l", None, 9999).unwrap() == before);
     assert_eq!(store.events(1, 9999).unwrap().len(), 1500);
+}
+
+/// Who misses an event looks at the head before that is called damage.
+#[test]
+fn an_event_that_is_let_go_of_is_below_the_head_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.commit(&small(&store, &["one"], &[])).unwrap();
+    store.commit(&small(&store, &["two"], &[])).unwrap();
+    *store.disk.fault.lock().unwrap() = Some(Fault::Slow);
+    let trim = Commit {
+        trim_to: Some(2),
+        ..small(&store, &[], &[])
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.commit(&trim).unwrap());
+        while store.events(1, 1).unwrap()[0].0 == 1 {}
+        assert_eq!(store.head().first_seq, 2);
+    });
 }
 
 #[test]

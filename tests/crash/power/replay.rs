@@ -5,7 +5,7 @@
 use super::model::{Body, Change, Disk, Inode, ROOT, Sync, Tree};
 use super::strace::{Arg, Call, Moment, Recording};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,12 +58,18 @@ pub struct Replay {
     pub progress: Progress,
     descriptors: HashMap<i64, Rc<Open>>,
     flights: HashMap<usize, Flight>,
+    /// Whether the file system does what a process asks of it with DIRSYNC.
+    heeds_dirsync: bool,
+    /// Directories whose names are durable as soon as they have changed.
+    at_once: HashSet<Inode>,
 }
 
 impl Replay {
     /// Of processes that begin with `tree` at `root`; `progress` is what earlier ones said.
-    pub fn new(root: &Path, tree: &Tree, progress: Progress) -> Replay {
+    pub fn new(root: &Path, tree: &Tree, progress: Progress, heeds_dirsync: bool) -> Replay {
         Replay {
+            heeds_dirsync,
+            at_once: HashSet::new(),
             root: root.to_owned(),
             disk: Disk::holding(tree),
             progress,
@@ -124,6 +130,14 @@ impl Replay {
 
     fn end(&mut self, call: &Call, flight: &Flight) {
         self.disk.completed(&flight.changes);
+        let of_this = self.disk.pending.iter().filter(|pending| flight.changes.contains(&pending.number));
+        let at_once: Vec<_> = of_this
+            .map(|pending| pending.inode)
+            .filter(|dir| self.at_once.contains(dir))
+            .collect();
+        for dir in at_once {
+            self.disk.sync_returned(&self.disk.sync_begins(dir));
+        }
         if let (Some(sync), Some(0)) = (&flight.sync, call.result) {
             self.disk.sync_returned(sync);
         }
@@ -179,6 +193,9 @@ impl Replay {
             }
             "fcntl" if args[1].text.starts_with("F_DUPFD") => flight.opens = self.descriptors.get(&signed(&args[0])).cloned(),
             "lseek" | "read" | "readv" => self.seek(call),
+            "ioctl" if self.heeds_dirsync && args[1].text == "FS_IOC_SETFLAGS" && args[2].text.contains("FS_DIRSYNC_FL") => {
+                self.at_once.extend(self.inode_at(&args[0]));
+            }
             _ => self.refuse_change(call),
         }
         flight
@@ -413,12 +430,15 @@ mod tests {
     use super::*;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
-    use std::collections::HashSet;
 
     /// The trees that may be left after these calls, as `path=content` lists; directories end with a slash.
     fn left(calls: &str, kind: Kind) -> HashSet<String> {
+        left_on(calls, kind, false)
+    }
+
+    fn left_on(calls: &str, kind: Kind, heeds_dirsync: bool) -> HashSet<String> {
         let recording = strace::read(calls.as_bytes());
-        let mut replay = Replay::new(Path::new("/r"), &Tree::empty(), Progress::default());
+        let mut replay = Replay::new(Path::new("/r"), &Tree::empty(), Progress::default(), heeds_dirsync);
         for moment in &recording.moments {
             replay.pass(&recording, moment);
         }
@@ -438,6 +458,20 @@ mod tests {
 
     fn one(tree: &str) -> HashSet<String> {
         HashSet::from([tree.to_owned()])
+    }
+
+    #[test]
+    fn names_of_a_directory_are_durable_at_once_where_the_file_system_can() {
+        let calls = "1 openat(AT_FDCWD, \"/r\", O_RDONLY|O_DIRECTORY) = 4\n\
+                     1 openat(AT_FDCWD, \"/r/a\", O_WRONLY|O_CREAT, 0666) = 3\n\
+                     1 ioctl(4, FS_IOC_SETFLAGS, [FS_DIRSYNC_FL|FS_EXTENT_FL]) = 0\n\
+                     1 openat(AT_FDCWD, \"/r/b\", O_WRONLY|O_CREAT, 0666) = 5\n\
+                     1 write(5, \"one\", 3) = 3\n\
+                     1 rename(\"/r/b\", \"/r/c\") = 0\n";
+        assert_eq!(left_on(calls, Kind::Dropped, true), one("/ /a= /c= "));
+        assert_eq!(left_on(calls, Kind::Dropped, false), one("/ "));
+        let refused = calls.replace("FS_EXTENT_FL]) = 0", "FS_EXTENT_FL]) = -1 ENOTTY (not here)");
+        assert_eq!(left_on(&refused, Kind::Dropped, true), one("/ "));
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub struct Trace {
     root: PathBuf,
     base: Tree,
     progress: Progress,
+    /// Small runs are on a file system without DIRSYNC. On such a one the engine can zero what its old index needs before the new one's name is durable,
+    /// which only a log of several segments shows.
+    heeds_dirsync: bool,
     sessions: Vec<Recording>,
     /// Sessions and moments before which the power can be cut.
     points: BTreeMap<Phase, Vec<(usize, usize)>>,
@@ -102,10 +105,11 @@ impl Trace {
             root: root.clone(),
             base,
             progress,
+            heeds_dirsync: workload.bulk,
             sessions: Vec::new(),
             points: BTreeMap::new(),
         };
-        let mut replay = Replay::new(&root, &trace.base, progress);
+        let mut replay = Replay::new(&root, &trace.base, progress, workload.bulk);
         for (number, session) in sessions.iter().enumerate() {
             let recording = record(&root, workload, *session)?;
             if recording.is_cut() {
@@ -143,7 +147,7 @@ impl Trace {
 
     /// Stop at the sampled points; says whether names have just changed there, and where it is.
     pub fn walk(&self, points: &[((usize, usize), Phase)], mut visit: impl FnMut(&Replay, bool, String)) {
-        let mut replay = Replay::new(&self.root, &self.base, self.progress);
+        let mut replay = Replay::new(&self.root, &self.base, self.progress, self.heeds_dirsync);
         let mut points = points.iter().peekable();
         for (session, recording) in self.sessions.iter().enumerate() {
             replay.next_session();
