@@ -39,6 +39,8 @@ struct Disk {
     /// What the next barrier does; `None` is the normal case.
     order: Option<Order>,
     full: bool,
+    /// There is work beside commits, which will find the disk full.
+    full_beside: bool,
     /// Counts crashes: a store of an earlier life answers nothing any more.
     life: u64,
 }
@@ -92,6 +94,11 @@ impl SimDisk {
     /// The next commit finds the disk full at its barrier; what is found after the next open is given by `fate`.
     pub fn fill_at_next_barrier(&self, fate: Fate) {
         self.lock().order = Some(Order::Full(fate));
+    }
+
+    /// The next commit leaves work for [`Store::settle`], which finds the disk full.
+    pub fn fill_beside_commits(&self) {
+        self.lock().full_beside = true;
     }
 
     /// The next commit stays at its barrier until [`SimDisk::release`], [`SimDisk::lose`] or [`SimDisk::keep`].
@@ -379,6 +386,18 @@ impl Store for SimStore {
         let from = from.max(first);
         let skip = usize::try_from(from - first).unwrap_or(usize::MAX);
         Ok((from..).zip(disk.durable.events.iter().skip(skip).take(limit).cloned()).collect())
+    }
+
+    fn is_behind(&self) -> bool {
+        self.disk.lock().full_beside
+    }
+
+    fn settle(&self) -> Result<(), Error> {
+        let mut disk = self.live()?;
+        match std::mem::take(&mut disk.full_beside) {
+            true => Err(self.stop(disk, full())),
+            false => Ok(()),
+        }
     }
 
     fn history(&self) -> HistoryProof {

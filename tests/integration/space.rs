@@ -147,3 +147,28 @@ async fn a_full_disk_makes_the_role_read_only_until_there_is_space() {
         assert_eq!(again.job(&job) == before, fate == Fate::Lost, "a restart finds out");
     }
 }
+
+/// Nobody sends a command that would find out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_beside_commits_makes_the_role_read_only_too() {
+    let (disk, dir) = (SimDisk::new(), tempfile::tempdir().unwrap());
+    let role = start(&disk, dir.path(), u64::MAX);
+    let job = role.submitted().await;
+    role.free.store(0, Ordering::Relaxed);
+    disk.fill_beside_commits();
+    assert!(matches!(role.handle.send(note(&job)).await, Ok(Reply::Done)), "it was durable");
+    let began = Instant::now();
+    while role.handle.condition() == Condition::Working {
+        assert!(began.elapsed() < DEADLINE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(role.handle.condition(), Condition::ReadOnly);
+    assert!(role.job(&job).is_some());
+    assert!(matches!(role.handle.send(note(&job)).await, Err(Refusal::DiskFull)));
+    role.free.store(FULL + SLACK, Ordering::Relaxed);
+    tokio::time::timeout(DEADLINE, role.supervisor.stopped())
+        .await
+        .expect("it ends once there is space");
+    let why = role.supervisor.clone().run().await.unwrap_err();
+    assert!(why.downcast_ref::<Error>().is_some_and(Error::is_full), "{why:#}");
+}
