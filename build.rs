@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
+        .codec_path("crate::wire::codec::Codec")
         // Large payloads are parts of the one buffer they came in, and never copied.
         .extern_path(".google.protobuf.Any", "crate::wire::Any")
         .bytes(".fedvision.paddle_fl")

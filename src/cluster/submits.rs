@@ -29,6 +29,8 @@ type Answers = mpsc::Sender<Result<TaskSubmitted, Status>>;
 /// Check a task and hand it to the machine. Within: whether the rules allow it.
 pub(super) async fn submit(shared: &Shared, task: Task) -> Result<Result<(), Rejection>, Status> {
     let bytes = task.encode_to_vec();
+    // Hundreds of megabytes, perhaps, which would be there a third time when the task goes out.
+    drop(task.task);
     let key = convert::key(task.job_id, task.task_id)?;
     let task_type = TypeName::parse(task.task_type).map_err(|error| convert::bad("task_type", &error.why))?;
     let assignee = match task.assignee.as_str() {

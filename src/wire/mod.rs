@@ -3,6 +3,7 @@
 //! The message types follow the package names, so `fedvision.framework.coordinator.Subscribe.REQ` is
 //! [`fedvision::framework::coordinator::subscribe::Req`]. Nothing here decides; the roles do.
 
+pub mod codec;
 pub mod connect;
 pub mod contact;
 pub mod metered;
