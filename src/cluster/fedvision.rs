@@ -33,14 +33,8 @@ impl FedVision {
         if self.0.hub.seen(&worker) {
             return Ok(true);
         }
-        let read = self
-            .0
-            .handle
-            .reader()
-            .fetch(Key::Worker(worker))
-            .await
-            .map_err(convert::unavailable)?;
-        Ok(matches!(read.map_err(convert::unavailable)?, Some(Record::Worker(worker)) if !worker.is_lost()))
+        let record = self.0.record(Key::Worker(worker)).await?;
+        Ok(matches!(record, Some(Record::Worker(worker)) if !worker.is_lost()))
     }
 }
 

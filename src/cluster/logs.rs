@@ -135,13 +135,7 @@ fn wanted(key: &TaskKey, task: &Task, attempt: u32) -> Result<Wanted, Status> {
 pub(super) async fn open(shared: &Shared, request: ours::TaskLogsRequest, out: Stream) -> Result<(), Status> {
     let key = convert::key(request.job_id.clone(), request.task_id.clone())?;
     let stream = ours::LogStream::try_from(request.stream).map_err(|_| convert::bad("stream", "must be STDOUT or STDERR"))?;
-    let record = shared
-        .handle
-        .reader()
-        .fetch(Key::Task(key.clone()))
-        .await
-        .map_err(convert::unavailable)?;
-    let Some(Record::Task(task)) = record.map_err(convert::unavailable)? else {
+    let Some(Record::Task(task)) = shared.record(Key::Task(key.clone())).await? else {
         return Err(refused(Code::NotFound, "unknown", format!("task {key} is not known here")));
     };
     let Wanted { attempt, worker } = wanted(&key, &task, request.attempt)?;

@@ -2,15 +2,17 @@
 //!
 //! Made once by `mod.rs`, cloned into every stream. Holds no state of its own.
 
+use super::convert;
 use super::hub::Hub;
 use super::logs;
 use crate::engine::{Handle, Refusal};
-use crate::machine::cluster::{Cluster, Command, Rejection, Reply};
+use crate::machine::cluster::{Cluster, Command, Key, Record, Rejection, Reply};
 use crate::machine::ids::JobId;
 use crate::store::payload::Payloads;
 use crate::supervisor::Supervisor;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::Status;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +34,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// A durable record, for an answer over the wire.
+    pub(super) async fn record(&self, key: Key) -> Result<Option<Record>, Status> {
+        let read = self.handle.reader().fetch(key).await.map_err(convert::unavailable)?;
+        read.map_err(convert::unavailable)
+    }
+
     /// Ask for a lease, again while forgotten ones are being taken back.
     pub(super) async fn acquire(&self, job: Option<JobId>, endpoints: u16) -> Result<Reply, Refusal<Rejection>> {
         loop {

@@ -21,7 +21,7 @@ use tonic::Status;
 
 /// Tasks of one stream that wait for a commit; more wait at the caller.
 const WAITING_MAX: usize = 512;
-/// Tasks taken from a stream, or answered, before the other side gets its turn.
+/// Tasks taken from a stream at once.
 const CHUNK: usize = 64;
 
 type Answers = mpsc::Sender<Result<TaskSubmitted, Status>>;

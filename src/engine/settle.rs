@@ -24,8 +24,9 @@ impl Settler {
             while woken.recv().is_ok() {
                 if let Err(error) = store.settle() {
                     // Without a queue the loop is about to end, and without a place in it a commit is about to fail.
-                    let told = queue.upgrade().map(|queue| queue.try_send(Message::Failed(error)));
-                    drop(told);
+                    if let Some(queue) = queue.upgrade() {
+                        let _ = queue.try_send(Message::Failed(error));
+                    }
                     return;
                 }
             }

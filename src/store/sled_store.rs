@@ -41,7 +41,7 @@ pub use proof::Proof;
 
 use super::codec::{self, DecodeError};
 use super::directory::{Directory, Lock};
-use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store, write_cost};
+use super::{Commit, Error, Head, HistoryProof, Page, Seq, Store};
 use crate::crash_point;
 use crate::metrics::Seconds;
 use barrier::Barrier;
@@ -255,11 +255,7 @@ impl SledStore {
     /// See to it that a commit finds space in the journal, in memory and, later, in the engine's log; an error leaves what was confirmed as it was.
     fn make_room(&self, writer: &mut Writer, writes: &Writes) -> Result<(), Error> {
         self.disk.reserve()?;
-        let cost = writes
-            .iter()
-            .map(|(key, value)| write_cost(key.len() + value.as_ref().map_or(0, Vec::len)))
-            .sum();
-        if !self.disk.has_room(cost) || !writer.journal.has_room(writes) {
+        if !self.disk.has_room(writes) || !writer.journal.has_room(writes) {
             self.turn_over(writer)?;
         }
         Ok(())

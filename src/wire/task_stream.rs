@@ -1,6 +1,6 @@
 //! The caller's end of `fedbroker.v1.Cluster/SubmitTasks`: many tasks on one stream, each with its own answer.
 //!
-//! Used by a master's submitter and by benchmarks. Knows nothing of retries: when the stream ends, whoever has no answer is told, and a new one
+//! Used by `benches/peers` and by tests; our master calls TaskSubmit. Knows nothing of retries: when the stream ends, whoever has no answer is told, and a new one
 //! may be opened.
 
 use super::fedbroker::v1::cluster_client::ClusterClient;
@@ -67,10 +67,9 @@ impl TaskStream {
 async fn carry(mut asks: mpsc::Receiver<(Task, Answer)>, out: mpsc::Sender<SubmitTask>, mut answers: Streaming<TaskSubmitted>) {
     let mut out = Some(out);
     let mut waiting: HashMap<u64, Answer> = HashMap::new();
-    let mut taken = VecDeque::new();
+    let (mut chunk, mut taken) = (Vec::with_capacity(CHUNK), VecDeque::new());
     let mut number = 0;
     let why = loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
         let over = tokio::select! {
             answer = answers.message() => match answer {
                 // One that nobody asked for, or waits for any more, is for nobody.
@@ -85,7 +84,7 @@ async fn carry(mut asks: mpsc::Receiver<(Task, Answer)>, out: mpsc::Sender<Submi
             // Never waited for alone: a manager that must get rid of answers first takes no tasks meanwhile.
             over = pass_on(out.as_ref(), &mut taken), if out.is_some() && !taken.is_empty() => over,
         };
-        for (task, answer) in chunk {
+        for (task, answer) in chunk.drain(..) {
             number += 1;
             waiting.insert(number, answer);
             taken.push_back(SubmitTask { number, task: Some(task) });

@@ -98,6 +98,15 @@ impl Role {
         }
     }
 
+    async fn ends_once_there_is_space(&self) {
+        self.free.store(FULL + SLACK, Ordering::Relaxed);
+        tokio::time::timeout(DEADLINE, self.supervisor.stopped())
+            .await
+            .expect("it ends once there is space");
+        let why = self.supervisor.clone().run().await.unwrap_err();
+        assert!(why.downcast_ref::<Error>().is_some_and(Error::is_full), "{why:#}");
+    }
+
     fn job(&self, job: &JobId) -> Option<Record> {
         self.handle.reader().get(&Key::Job(job.clone())).unwrap()
     }
@@ -136,12 +145,7 @@ async fn a_full_disk_makes_the_role_read_only_until_there_is_space() {
         }
         assert_eq!(role.job(&job), before, "as of the last durable commit");
         assert!(!role.supervisor.is_stopped(), "it ended while the disk was full");
-        role.free.store(FULL + SLACK, Ordering::Relaxed);
-        tokio::time::timeout(DEADLINE, role.supervisor.stopped())
-            .await
-            .expect("it ends once there is space");
-        let why = role.supervisor.clone().run().await.unwrap_err();
-        assert!(why.downcast_ref::<Error>().is_some_and(Error::is_full), "{why:#}");
+        role.ends_once_there_is_space().await;
         let again = start(&disk, dir.path(), u64::MAX);
         assert_ne!(again.job(&job), None);
         assert_eq!(again.job(&job) == before, fate == Fate::Lost, "a restart finds out");
@@ -165,10 +169,5 @@ async fn a_disk_that_is_full_beside_commits_makes_the_role_read_only_too() {
     assert_eq!(role.handle.condition(), Condition::ReadOnly);
     assert!(role.job(&job).is_some());
     assert!(matches!(role.handle.send(note(&job)).await, Err(Refusal::DiskFull)));
-    role.free.store(FULL + SLACK, Ordering::Relaxed);
-    tokio::time::timeout(DEADLINE, role.supervisor.stopped())
-        .await
-        .expect("it ends once there is space");
-    let why = role.supervisor.clone().run().await.unwrap_err();
-    assert!(why.downcast_ref::<Error>().is_some_and(Error::is_full), "{why:#}");
+    role.ends_once_there_is_space().await;
 }

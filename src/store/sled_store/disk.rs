@@ -42,11 +42,11 @@ const LOOK_AGAIN: usize = 2;
 /// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
 pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
 const _: () = assert!(COST_MAX < SEGMENT);
-/// After a close in this process the engine's lock can stay for some milliseconds.
-const LOCK_TRIES: u32 = 100;
 /// So many values that the engine does not have are looked at together at first, so many at most.
 const PAGE: usize = 16;
 const PAGE_MAX: usize = 256;
+/// After a close in this process the engine's lock can stay for some milliseconds.
+const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A sealed value as the engine hands it on: bytes that nobody changes.
@@ -251,9 +251,9 @@ impl Disk {
         }
     }
 
-    /// Whether a commit of this cost can be put before the next [`Disk::freeze`].
-    pub(super) fn has_room(&self, cost: usize) -> bool {
-        self.recent.cost() + cost <= COST_MAX
+    /// Whether a commit can be put before the next [`Disk::freeze`].
+    pub(super) fn has_room(&self, writes: &Writes) -> bool {
+        self.recent.has_room(writes)
     }
 
     /// What was put so far is to be given to the engine with the next [`Disk::settle`]; what was frozen before must have been.

@@ -32,6 +32,8 @@ const ALIGN: usize = 512;
 const HALF: usize = 4 * 1024 * 1024;
 const LEN: usize = 2 * HALF;
 const HEADER: usize = 16;
+/// Before each key.
+const LENGTHS: usize = 2 + 4;
 // The largest commit fits: what it costs is three times its bytes and 1 KiB for each key.
 const _: () = assert!(COST_MAX / 3 + HEADER + ALIGN < HALF);
 const GONE: u32 = u32::MAX;
@@ -130,7 +132,7 @@ impl Journal {
     pub(super) fn has_room(&self, writes: &Writes) -> bool {
         let entries: usize = writes
             .iter()
-            .map(|(key, value)| 6 + key.len() + value.as_ref().map_or(0, Vec::len))
+            .map(|(key, value)| LENGTHS + key.len() + value.as_ref().map_or(0, Vec::len))
             .sum();
         self.at + (HEADER + entries).next_multiple_of(ALIGN) <= HALF
     }

@@ -6,7 +6,7 @@
 
 use super::disk::Value;
 use super::journal::Writes;
-use crate::store::write_cost;
+use crate::store::{COST_MAX, write_cost};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -40,7 +40,14 @@ impl Recent {
         }
     }
 
+    /// Whether the active table will cost the engine no more than `COST_MAX` with these writes, whatever they write over.
+    pub(super) fn has_room(&self, writes: &Writes) -> bool {
+        let more: usize = writes.iter().map(|(key, value)| cost(key.len(), value.as_deref())).sum();
+        self.read().cost + more <= COST_MAX
+    }
+
     /// What the active table will cost the engine.
+    #[cfg(test)]
     pub(super) fn cost(&self) -> usize {
         self.read().cost
     }
