@@ -42,7 +42,7 @@ fn check_spec(spec: &Spec) -> Result<(), Rejection> {
             "job_config and algorithm_config: {total} bytes inline are more than {INLINE_MAX}"
         ));
     }
-    check_labels(&spec.labels).map_err(Rejection::Malformed)
+    check_labels(&spec.labels).map_err(|bad| Rejection::Malformed(bad.why))
 }
 
 impl Master {

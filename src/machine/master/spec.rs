@@ -66,17 +66,28 @@ impl Spec {
     }
 }
 
+/// Labels that cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct BadLabels {
+    /// The key of the one that is not right; `None` when there are too many, or too much of them.
+    pub label: Option<String>,
+    /// What is wrong and what would be right.
+    pub why: String,
+}
+
 /// Check labels that came from outside.
 ///
 /// # Errors
 /// Which label is not right, and what would be.
-pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), BadLabels> {
+    let all = |why: String| Err(BadLabels { label: None, why });
     if labels.len() > LABELS_MAX {
-        return Err(format!("{} labels are more than {LABELS_MAX}", labels.len()));
+        return all(format!("labels: {} of them are more than {LABELS_MAX}", labels.len()));
     }
     let total: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     if total > LABELS_LEN_MAX {
-        return Err(format!(
+        return all(format!(
             "labels: keys and values are {total} bytes together, at most {LABELS_LEN_MAX} are taken"
         ));
     }
@@ -85,12 +96,15 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'/' | b'-'))
     };
     for (key, value) in labels {
-        if key.is_empty() || key.len() > LABEL_LEN_MAX || !plain(key) {
-            return Err(format!("label {key:?}: a key is 1 to {LABEL_LEN_MAX} of A-Z a-z 0-9 . _ / -"));
-        }
-        if value.len() > LABEL_LEN_MAX || !plain(value) {
-            return Err(format!("label {key}: a value is at most {LABEL_LEN_MAX} of A-Z a-z 0-9 . _ / -"));
-        }
+        let why = if key.is_empty() || key.len() > LABEL_LEN_MAX || !plain(key) {
+            format!("label {key:?}: a key is 1 to {LABEL_LEN_MAX} of A-Z a-z 0-9 . _ / -")
+        } else if value.len() > LABEL_LEN_MAX || !plain(value) {
+            format!("label {key}: a value is at most {LABEL_LEN_MAX} of A-Z a-z 0-9 . _ / -")
+        } else {
+            continue;
+        };
+        let label = Some(key.clone());
+        return Err(BadLabels { label, why });
     }
     Ok(())
 }

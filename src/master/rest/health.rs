@@ -3,6 +3,8 @@
 //! Alive: a restart would not help. Ready: new jobs are taken. A coordinator or a cluster manager that is away is told and fails nothing: jobs are
 //! taken and wait. An index that is being made is told too: only lists need it.
 
+use super::v1::problem::Problem;
+use super::v1::query::Query;
 use super::{Door, retry_after};
 use crate::engine::Condition;
 use crate::store::space::{FULL, Level, Room};
@@ -26,12 +28,22 @@ struct Check {
 }
 
 /// Whether a restart would help
-#[utoipa::path(get, path = "/livez", operation_id = "get_livez", tag = "status", responses(
-    (status = 200, description = "Alive", body = Live),
-    (status = 503, description = "A restart is needed", body = Live),
-))]
-pub(super) async fn live(State(door): State<Door>) -> Response {
-    answer("alive", vec![engine(door.shared.handle.condition())])
+#[utoipa::path(get, path = "/livez", operation_id = "get_livez", tag = "status",
+    params(("verbose" = Option<String>, Query, description = "Taken for the habit's sake: every check is always shown")),
+    responses(
+        (status = 200, description = "Alive", body = Live),
+        (status = 400, description = "A parameter that is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "A restart is needed", body = Live),
+    ))]
+pub(super) async fn live(State(door): State<Door>, query: Query) -> Result<Response, Problem> {
+    only_verbose(query)?;
+    Ok(answer("alive", vec![engine(door.shared.handle.condition())]))
+}
+
+/// A probe that asks for something else than what is answered, such as another choice of checks, must not be told that all is well.
+fn only_verbose(mut query: Query) -> Result<(), Problem> {
+    query.one("verbose")?;
+    query.end()
 }
 
 /// Whether new jobs are taken
@@ -39,9 +51,11 @@ pub(super) async fn live(State(door): State<Door>) -> Response {
     params(("verbose" = Option<String>, Query, description = "Taken for the habit's sake: every check is always shown")),
     responses(
         (status = 200, description = "Ready", body = Ready),
+        (status = 400, description = "A parameter that is not known", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "Not ready, with the checks that say why", body = Ready),
     ))]
-pub(super) async fn ready(State(door): State<Door>) -> Response {
+pub(super) async fn ready(State(door): State<Door>, query: Query) -> Result<Response, Problem> {
+    only_verbose(query)?;
     let condition = door.shared.handle.condition();
     let (room, cluster) = tokio::join!(room(&door), door.shared.contacts.cluster.ask());
     let told = |name: &'static str, trouble: Option<String>| Check {
@@ -54,17 +68,15 @@ pub(super) async fn ready(State(door): State<Door>) -> Response {
     let unreachable = |why: &str| format!("cannot be reached at {}: {why}", door.shared.contacts.cluster.address);
     let building = "it is being made: until then lists answer 503 index_building";
     let index = door.shared.index.read(|_| ());
-    answer(
-        "ready",
-        vec![
-            engine(condition),
-            store(condition),
-            disk(room),
-            told("coordinator", (!subscription.connected).then(not_subscribed)),
-            told("cluster_manager", cluster.trouble().map(unreachable)),
-            told("index", index.is_none().then(|| building.to_owned())),
-        ],
-    )
+    let checks = vec![
+        engine(condition),
+        store(condition),
+        disk(room),
+        told("coordinator", (!subscription.connected).then(not_subscribed)),
+        told("cluster_manager", cluster.trouble().map(unreachable)),
+        told("index", index.is_none().then(|| building.to_owned())),
+    ];
+    Ok(answer("ready", checks))
 }
 
 /// The space there is now.

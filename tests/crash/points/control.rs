@@ -15,9 +15,6 @@ use fedbroker::machine::outcome::End;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// Far beyond any test.
-const NEVER: &str = "2999-01-01T00:00:00Z";
-
 struct Stage {
     federation: Federation,
     client: Client,
@@ -236,10 +233,16 @@ async fn woken(stage: &mut Stage, point: &str) {
     );
 }
 
+/// A job whose endpoints do not come: their manager is away until the deadline has passed.
 async fn too_late(stage: &mut Stage, point: &str) {
+    stage.federation.parties[0].manager.kill().await;
     let deadline = in_ms(1_500);
-    let body = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 }, "not_before": NEVER, "deadline": deadline, "labels": { "of": point } });
+    let config = json!({ "worker_num": 0, "endpoints": 1 });
+    let body = json!({ "job_type": "dummy", "job_config": config, "deadline": deadline, "labels": { "of": point } });
     stage.killed(point, "POST", "/api/v1/jobs", &body).await;
+    let failed = |list: &Value| list["items"][0]["state"] == "failed";
+    stage.client.until(&format!("/api/v1/jobs?label=of:{point}"), failed).await;
+    start_again(&mut stage.federation.parties[0].manager).await;
     let left = stage.left().await;
     let of_point: Vec<_> = left
         .jobs()
@@ -251,9 +254,10 @@ async fn too_late(stage: &mut Stage, point: &str) {
     let JobState::Failed(failure) = &job.state else {
         panic!("after {point}: {job:?}")
     };
+    let why = format!("{failure:?}");
     assert!(
-        format!("{failure:?}").contains("the deadline passed while the job was waiting"),
-        "{failure:?}"
+        why.contains("the deadline passed while the job was leasing"),
+        "after {point}: {why}"
     );
     assert!(job.changed_at >= job.spec.deadline.unwrap(), "after {point}");
 }

@@ -184,6 +184,10 @@ async fn streams_are_refused_in_words_and_limited() {
         let answer = http.send("GET", &path, &[stream, ("last-event-id", "1000000")], "").await;
         assert_eq!(answer.problem(&path), ("invalid_parameter".to_owned(), "?after".to_owned()));
     }
+    for json in ["text/event-stream;q=0", "application/json, text/event-stream;q=0.5"] {
+        let answer = http.send("GET", "/api/v1/events", &[("accept", json)], "").await;
+        assert_eq!(answer.header("content-type"), "application/json", "{json}");
+    }
     for query in ["after=x", "after=-1", "after=1000000", "limit=1001", "limit=0"] {
         assert_eq!(
             http.get(&format!("/api/v1/events?{query}")).await.problem(query).0,

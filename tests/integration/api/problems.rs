@@ -32,6 +32,15 @@ async fn every_refusal_below_api_v1_is_a_problem() {
         ("GET", "/api/v1/tasks?%ff=1", 400, "invalid_parameter", ""),
         ("GET", "/api/v1/proposals?state=running", 400, "invalid_parameter", "?state"),
         ("GET", "/api/v1/status?verbose", 400, "unknown_parameter", "?verbose"),
+        ("GET", "/readyz?exclude=disk", 400, "unknown_parameter", "?exclude"),
+        ("GET", "/livez?verbose&verbose", 400, "invalid_parameter", "?verbose"),
+        (
+            "GET",
+            "/api/v1/jobs?created_after=9999-12-31T00:00:00Z",
+            400,
+            "invalid_parameter",
+            "?created_after",
+        ),
     ];
     for (method, path, status, code, pointer) in cases {
         let answer = http.send(method, path, &[], "").await;

@@ -50,6 +50,12 @@ async fn the_place_of_what_is_wrong_is_told() {
         body[name] = value;
         body.to_string()
     };
+    let both = |not_before: &str, deadline: &str| {
+        let (mut body, given) = (with("not_before", json!(not_before)), json!(deadline));
+        body.insert_str(1, &format!("\"deadline\":{given},"));
+        body
+    };
+    let twice = r#"{#"job_type": "dummy", "job_config": {"worker_num": 0}}"#;
     let many: Value = (0..17)
         .map(|n| (n.to_string(), json!("x")))
         .collect::<serde_json::Map<_, _>>()
@@ -81,8 +87,36 @@ async fn the_place_of_what_is_wrong_is_told() {
         (with("not_before", json!("tomorrow")), "invalid_field", "/not_before"),
         (with("deadline", json!(5)), "invalid_field", "/deadline"),
         (with("labels", json!({ "a": 1 })), "invalid_field", "/labels/a"),
-        (with("labels", json!({ "a b": "c" })), "invalid_field", "/labels"),
+        (
+            with("labels", json!({ "a": "c", "a /~b": "c" })),
+            "invalid_field",
+            "/labels/a ~1~0b",
+        ),
+        (with("labels", json!({ "a": "c", "b/c": "d e" })), "invalid_field", "/labels/b~1c"),
         (with("labels", many), "invalid_field", "/labels"),
+        (twice.replace("#", r#""job_type": "dummy", "#), "invalid_field", "/job_type"),
+        (
+            twice.replace("#", r#""labels": {"a/b": "", "a/b": ""}, "#),
+            "invalid_field",
+            "/labels/a~1b",
+        ),
+        (
+            twice.replace("0}", r#"0, "worker_num": 1}"#).replace('#', ""),
+            "invalid_field",
+            "/job_config/worker_num",
+        ),
+        (with("deadline", json!("9999-12-31T00:00:00Z")), "invalid_field", "/deadline"),
+        (
+            with("not_before", json!("9999-12-31T23:59:59-12:00")),
+            "invalid_field",
+            "/not_before",
+        ),
+        (
+            both("2999-01-01T00:00:00Z", "2999-01-01T01:00:00+01:00"),
+            "invalid_field",
+            "/deadline",
+        ),
+        (both("2999-01-01T00:00:00Z", "2998-01-01T00:00:00Z"), "invalid_field", "/deadline"),
     ];
     for (body, code, pointer) in cases {
         let answer = http.send("POST", "/api/v1/jobs", &[JSON], body.clone()).await;
@@ -104,6 +138,8 @@ async fn the_place_of_what_is_wrong_is_told() {
             415,
             "unsupported_media_type",
         ),
+        (vec![JSON, JSON], good.clone(), 400, "invalid_header"),
+        (vec![JSON, ("content-type", "text/plain")], good.clone(), 400, "invalid_header"),
         (vec![JSON], " ".repeat(1 << 20), 413, "body_too_large"),
         (vec![JSON, ("idempotency-key", "a b")], good.clone(), 400, "invalid_header"),
         (
@@ -117,6 +153,16 @@ async fn the_place_of_what_is_wrong_is_told() {
         let answer = http.send("POST", "/api/v1/jobs", &headers, body).await;
         assert_eq!((answer.status, answer.problem(code).0.as_str()), (status, code), "{headers:?}");
     }
+    let answer = http
+        .send(
+            "POST",
+            "/api/v1/jobs",
+            &[JSON],
+            both("2999-01-01T00:00:00Z", "2999-01-01T00:00:00Z"),
+        )
+        .await;
+    let detail = answer.json(400)["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("deadline") && detail.contains("not_before"), "{detail}");
     assert!(master.runs());
     // Refused requests use up no numbers.
     let job = http
@@ -132,6 +178,12 @@ async fn each_item_of_a_batch_is_answered_for_itself() {
     let master = master(dir.path()).await;
     let http = Http::new(&master.address);
     let good = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } });
+    let twice = r#"{"job_type": "dummy", "job_type": "dummy", "job_config": {"worker_num": 0}}"#;
+    let answer = http
+        .send("POST", "/api/v1/jobs:batch", &[JSON], format!("{{\"items\": [{twice}]}}"))
+        .await
+        .json(200);
+    assert_eq!(answer["items"][0]["problem"]["pointer"], "/job_type", "{answer}");
     let items =
         json!([good, 5, { "job_type": "dummy" }, good, { "job_type": "dummy", "job_config": {}, "idempotency_key": "" }, { "x": 1 }]);
     let answer = http.post("/api/v1/jobs:batch", &json!({ "items": items })).await.json(200);

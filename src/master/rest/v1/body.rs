@@ -4,9 +4,9 @@
 //! misspelt must never be taken for one that is not there.
 
 use super::super::request_body::{Incomplete, whole};
-use super::problem::{Code, Problem, quoted};
+use super::problem::{Code, Problem, pointer_part, quoted};
 use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use std::time::Duration;
@@ -48,15 +48,12 @@ pub(in crate::master::rest) async fn read<T: DeserializeOwned>(request: Request,
 /// `application/json` in UTF-8, as it is.
 fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     let unsupported = |detail: String| Err(Problem::new(Code::UnsupportedMediaType, detail));
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
-        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    if let Some(encoding) = only(headers, &header::CONTENT_ENCODING)?
+        && !encoding.eq_ignore_ascii_case("identity")
     {
         return unsupported("content-encoding: send the body as it is".to_owned());
     }
-    let text = headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    let Some(text) = text else {
+    let Some(text) = only(headers, &header::CONTENT_TYPE)? else {
         return unsupported("content-type: is missing; send application/json".to_owned());
     };
     let mut parts = text.split(';').map(str::trim);
@@ -71,6 +68,19 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
         Ok(())
     } else {
         unsupported(format!("content-type: {} is not taken; JSON is UTF-8", quoted(&text)))
+    }
+}
+
+/// The one header of this name. Of two, others on the way may have looked at either.
+fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    match values.count() {
+        0 => Ok(first),
+        more => {
+            let why = format!("{name}: is there {} times; send it once", more + 1);
+            Err(Problem::new(Code::InvalidHeader, why))
+        }
     }
 }
 
@@ -99,18 +109,26 @@ fn unfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
         return Problem::new(Code::MalformedJson, inner);
     }
     let text = inner.to_string();
-    let named = |begin: &str| text.strip_prefix(begin)?.split('`').next().map(str::to_owned);
     let mut pointer = pointer(path);
-    if let Some(field) = named("missing field `") {
+    if let Some(field) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
         pointer.push('/');
-        pointer.push_str(&field);
+        pointer.push_str(field);
         return Problem::new(Code::MissingField, format!("{field}: is missing")).at(pointer);
     }
-    if let Some(field) = named("unknown field `") {
-        let known = text.split_once(", expected ").map_or("", |(_, known)| known);
-        let known = known.rsplit_once(" at line ").map_or(known, |(known, _)| known);
-        let detail = format!("{} is not known; there is {known}", quoted(&field));
-        return Problem::new(Code::UnknownField, detail).at(pointer);
+    // The name stands within the text as it is, with whatever it contains.
+    if let Some(field) = text.strip_prefix("duplicate field `").and_then(|rest| rest.rsplit_once('`')) {
+        pointer.push('/');
+        pointer.push_str(&pointer_part(field.0));
+        return Problem::field(&pointer, "is there more than once; give it once");
+    }
+    if text.starts_with("unknown field `")
+        && let Some(Segment::Map { key }) = path.iter().last()
+    {
+        let known = text.rsplit_once("`, expected ").map(|(_, known)| known);
+        let known = known.map(|known| known.rsplit_once(" at line ").map_or(known, |(known, _)| known));
+        let known = known.map(|known| known.strip_prefix("one of ").unwrap_or(known));
+        let known = known.map_or_else(|| "there are no fields here".to_owned(), |known| format!("there is {known}"));
+        return Problem::new(Code::UnknownField, format!("{} is not known; {known}", quoted(key))).at(pointer);
     }
     let at = if pointer.is_empty() { String::new() } else { format!("{path}: ") };
     let short: String = text.chars().take(300).collect();
@@ -123,7 +141,7 @@ fn pointer(path: &Path) -> String {
     for segment in path {
         let part = match segment {
             Segment::Seq { index } => index.to_string(),
-            Segment::Map { key } => key.chars().take(100).collect::<String>().replace('~', "~0").replace('/', "~1"),
+            Segment::Map { key } => pointer_part(key),
             Segment::Enum { variant } => variant.clone(),
             Segment::Unknown => continue,
         };
@@ -145,8 +163,37 @@ mod tests {
     #[expect(dead_code, reason = "only read in")]
     struct Wanted {
         name: String,
-        labels: Option<BTreeMap<String, String>>,
+        #[serde(default, deserialize_with = "crate::master::rest::v1::once::map")]
+        labels: BTreeMap<String, String>,
+        #[serde(default, deserialize_with = "crate::master::rest::v1::once::value")]
+        free: serde_json::Value,
         items: Option<Vec<Wanted>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read in")]
+    struct Single {
+        reason: String,
+    }
+
+    #[test]
+    fn what_is_said_of_a_field_is_a_whole_sentence() {
+        fn detail(problem: Problem) -> String {
+            serde_json::to_value(&problem).unwrap()["detail"].as_str().unwrap().to_owned()
+        }
+        let none = detail(parse::<Nothing>(br#"{"reason": 1}"#).unwrap_err());
+        assert_eq!(none, "\"reason\" is not known; there are no fields here");
+        let one = detail(parse::<Single>(br#"{"why": 1}"#).unwrap_err());
+        assert_eq!(one, "\"why\" is not known; there is `reason`");
+        let several = detail(parse::<Wanted>(br#"{"why": 1}"#).unwrap_err());
+        assert_eq!(several, "\"why\" is not known; there is `name`, `labels`, `free`, `items`");
+        let twice = detail(parse::<Single>(br#"{"reason": "", "reason": ""}"#).unwrap_err());
+        assert_eq!(twice, "reason: is there more than once; give it once");
     }
 
     fn shown(result: Result<Wanted, Problem>) -> (String, String) {
@@ -168,7 +215,27 @@ mod tests {
                 "/items/1/x",
             ),
             (r#"{"name": "a", "items": [{}]}"#, "missing_field", "/items/0/name"),
-            (r#"{"name": "a", "name": "b"}"#, "invalid_field", ""),
+            (r#"{"name": "a", "name": "b"}"#, "invalid_field", "/name"),
+            (
+                r#"{"name": "a", "items": [{"name": "b", "name": "c"}]}"#,
+                "invalid_field",
+                "/items/0/name",
+            ),
+            (
+                r#"{"name": "a", "labels": {"x/`": "b", "x/`": "b"}}"#,
+                "invalid_field",
+                "/labels/x~1`",
+            ),
+            (
+                r#"{"name": "a", "free": [{"b": {"c": 1, "c": 1}}]}"#,
+                "invalid_field",
+                "/free/0/b/c",
+            ),
+            (
+                r#"{"name": "a", "` at line , expected b": 1}"#,
+                "unknown_field",
+                "/` at line , expected b",
+            ),
             ("{bad", "malformed_json", ""),
             ("", "malformed_json", ""),
             (r#"{"name": "a"} x"#, "malformed_json", ""),
@@ -218,6 +285,11 @@ mod tests {
                 "unsupported_media_type",
                 "{headers:?}"
             );
+        }
+        for name in ["content-type", "content-encoding"] {
+            let value = if name == "content-type" { "application/json" } else { "identity" };
+            let twice = [("content-type", "application/json"), (name, value), (name, value)];
+            assert_eq!(shown(sent(&twice, r#"{"name": "a"}"#).await).0, "invalid_header", "{name}");
         }
         let packed = [("content-type", "application/json"), ("content-encoding", "gzip")];
         assert_eq!(shown(sent(&packed, "{}").await).0, "unsupported_media_type");

@@ -4,6 +4,7 @@
 //! connection. One that takes no byte for a while is cut off by `server`, and resumes with `Last-Event-ID`.
 
 use super::super::Door;
+use super::accept::wants_stream;
 use super::event::Event;
 use super::jobs;
 use super::page::Page;
@@ -39,7 +40,8 @@ const BEGIN: &str = "retry: 1000\n: from fedbroker\n\n";
 
 /// What happened at this master, the oldest first
 ///
-/// With `Accept: text/event-stream` as server-sent events, which go on as more happens: without `Last-Event-ID` or `after` from now on.
+/// As server-sent events, which go on as more happens, where `Accept` names `text/event-stream` and wants it no less than JSON: without `Last-Event-ID`
+/// or `after` from now on.
 #[utoipa::path(get, path = "/api/v1/events", tag = "events", operation_id = "list_events",
     params(
         ("after" = Option<u64>, Query, description = "Events with higher numbers only"),
@@ -77,7 +79,7 @@ pub(in crate::master::rest) async fn all(State(door): State<Door>, headers: Head
 
 /// What happened to a job and its tasks, the oldest first
 ///
-/// With `Accept: text/event-stream` as server-sent events, which go on as more happens.
+/// As server-sent events, which go on as more happens, where `Accept` names `text/event-stream` and wants it no less than JSON.
 #[utoipa::path(get, path = "/api/v1/jobs/{job_id}/events", tag = "events", operation_id = "list_events_of_job",
     params(
         ("job_id" = String, Path, description = "Id of the job"),
@@ -126,11 +128,7 @@ struct Asked {
 
 impl Asked {
     fn take(mut query: Query, headers: &HeaderMap) -> Result<Self, Problem> {
-        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let stream = accept.flat_map(|value| value.split(',')).any(|kind| {
-            let kind = kind.split(';').next().unwrap_or_default().trim();
-            kind.eq_ignore_ascii_case("text/event-stream")
-        });
+        let stream = wants_stream(headers);
         let mut after = query.number("after", 0, Seq::MAX - 1)?;
         let limit = query.number("limit", 1, LIMIT[1])?.unwrap_or(LIMIT[0]);
         query.end()?;

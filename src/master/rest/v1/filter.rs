@@ -2,6 +2,7 @@
 //!
 //! It asks the index for candidates and the record for the truth, so that a job that changed meanwhile is never shown under a filter it does not fit.
 
+use super::once;
 use super::problem::{Problem, quoted};
 use super::query::Query;
 use super::time;
@@ -41,7 +42,7 @@ pub(in crate::master::rest) struct FilterBody {
     state: Vec<String>,
     job_type: Option<String>,
     /// With all of these labels; null for any value.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "once::map")]
     labels: BTreeMap<String, Option<String>>,
     /// Accepted at this time or later.
     #[schema(format = DateTime)]

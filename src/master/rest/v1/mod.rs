@@ -4,6 +4,7 @@
 //! refused (`query`, `body`), and every refusal is a `problem`. Answers rest on durable state only.
 #![allow(dead_code, reason = "what the next steps need")]
 
+mod accept;
 mod act;
 mod body;
 mod cursor;
@@ -14,6 +15,7 @@ mod filter;
 mod job;
 mod jobs;
 mod logs;
+mod once;
 pub(super) mod openapi;
 mod page;
 pub(super) mod path;

@@ -1,6 +1,6 @@
 //! How `/api/v1` says no: RFC 9457 problem+json with a stable code, the place of the fault, and whether asking again is of use.
 //!
-//! Made by every handler, extractor and fallback below `/api/v1`, and by nothing else. A code is a promise to clients: it is never given another
+//! Made by every handler, extractor and fallback below `/api/v1`, and by the health checks for a parameter they do not know; by nothing else. A code is a promise to clients: it is never given another
 //! meaning. The text of a problem quotes little of what was sent, and nothing of what the process knows besides.
 
 use super::super::Unreadable;
@@ -242,7 +242,9 @@ impl Problem {
 
     /// A field without a good value; the pointer begins with `/`.
     pub(in crate::master::rest) fn field(pointer: &str, why: impl Display) -> Self {
-        let name = pointer.trim_start_matches('/').replace('/', ".");
+        let name = pointer.strip_prefix('/').unwrap_or(pointer);
+        let name = name.replace('/', ".").replace("~1", "/").replace("~0", "~");
+        let name = name.escape_debug();
         Self::new(Code::InvalidField, format!("{name}: {why}")).at(pointer)
     }
 
@@ -286,6 +288,12 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+/// A name as a part of a JSON pointer (RFC 6901): short, and escaped.
+pub(in crate::master::rest) fn pointer_part(name: &str) -> String {
+    let short: String = name.chars().take(QUOTE_MAX).collect();
+    short.replace('~', "~0").replace('/', "~1")
 }
 
 /// A piece of a request as a problem quotes it: short, on one line.

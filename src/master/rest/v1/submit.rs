@@ -6,7 +6,8 @@ use super::super::{BODY_MAX, Door, READ_MAX};
 use super::body::{Limit, parse, read};
 use super::job::{Fields, Job};
 use super::jobs;
-use super::problem::{Code, Problem};
+use super::once::{self, Object};
+use super::problem::{Code, Problem, pointer_part};
 use super::query::NoQuery;
 use super::time;
 use crate::engine::{Condition, Refusal};
@@ -37,6 +38,7 @@ pub(in crate::master::rest) struct Submit {
     job_type: String,
     /// What its type wants.
     #[schema(value_type = Object)]
+    #[serde(deserialize_with = "once::value")]
     job_config: Value,
     /// The text of a file, for types that take one.
     algorithm_config: Option<String>,
@@ -47,7 +49,7 @@ pub(in crate::master::rest) struct Submit {
     /// It does not begin before.
     #[schema(value_type = Option<String>, format = DateTime)]
     not_before: Option<Time>,
-    /// It has failed when it has not ended by then.
+    /// It has failed when it has not ended by then; after `not_before`.
     #[schema(value_type = Option<String>, format = DateTime)]
     deadline: Option<Time>,
     /// How often it is tried in all, each time as a job of its own.
@@ -55,7 +57,7 @@ pub(in crate::master::rest) struct Submit {
     #[schema(minimum = 1, maximum = 100, default = 1)]
     max_attempts: u64,
     /// At most 16; keys of 1 to 63 and values of at most 63 of `A-Z a-z 0-9 . _ / -`, 512 bytes together.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "once::map")]
     labels: BTreeMap<String, String>,
 }
 
@@ -175,7 +177,7 @@ pub(in crate::master::rest) async fn batch(State(door): State<Door>, _: NoQuery,
 
 async fn item(door: &Door, text: &str, mut provenance: Provenance) -> ItemAnswer {
     let taken = async {
-        let mut fields: serde_json::Map<String, Value> = parse(text.as_bytes())?;
+        let Object(mut fields) = parse(text.as_bytes())?;
         match fields.remove("idempotency_key") {
             None | Some(Value::Null) => {}
             Some(Value::String(key)) if intake::is_key(&key) => provenance.key = Some(intake::key_hash(&key)),
@@ -215,7 +217,17 @@ fn wish(submit: Submit) -> Result<Wish, Problem> {
         .ok()
         .filter(|attempts| (1..=ATTEMPTS_MAX).contains(attempts))
         .ok_or_else(out)?;
-    check_labels(&submit.labels).map_err(|why| Problem::new(Code::InvalidField, why).at("/labels"))?;
+    check_labels(&submit.labels).map_err(|bad| {
+        let place = bad.label.as_deref().map(|label| format!("/{}", pointer_part(label)));
+        Problem::new(Code::InvalidField, &bad).at(format!("/labels{}", place.unwrap_or_default()))
+    })?;
+    if let (Some(begin), Some(end)) = (submit.not_before, submit.deadline)
+        && end.0 <= begin.0
+    {
+        let (begin, end) = (time::time(begin.0), time::time(end.0));
+        let why = format!("{end} is not after not_before, {begin}: the job would fail before it may begin");
+        return Err(Problem::field("/deadline", why));
+    }
     Ok(Wish {
         job_type: submit.job_type,
         config: submit.job_config,
