@@ -2,6 +2,7 @@
 //!
 //! Says apart what a script wants to tell apart: a master that cannot be reached, and one that says no ([`ClientError`]).
 
+use super::terminal::plain;
 use crate::wire::connect::Backoff;
 use reqwest::{Method, Url};
 use serde_json::Value;
@@ -262,8 +263,8 @@ fn refusal(status: u16, retry_after: Option<Duration>, text: &str) -> ClientErro
     let why = texts.iter().find_map(|name| body[*name].as_str()).or(body.as_str());
     let why = why.filter(|why| !why.is_empty()).unwrap_or("no reason given");
     let detail = match body["pointer"].as_str() {
-        Some(pointer) if !why.contains(pointer) => format!("{pointer}: {why}"),
-        _ => why.to_owned(),
+        Some(pointer) if !why.contains(pointer) => plain(&format!("{pointer}: {why}")),
+        _ => plain(why),
     };
     ClientError::Refused {
         status,
@@ -294,5 +295,6 @@ mod tests {
         assert_eq!(error.to_string(), "/labels/a: too long (400)");
         assert!(!error.is_passing() && refusal(503, None, "").is_passing());
         assert_eq!(refusal(500, None, "").to_string(), "no reason given (500)");
+        assert_eq!(refusal(502, None, "\u{1b}[2Jx").to_string(), " [2Jx (502)");
     }
 }

@@ -22,10 +22,12 @@ const UNREACHABLE: u8 = 3;
 const TIMEOUT: u8 = 4;
 /// It does not fit the present state.
 const CONFLICT: u8 = 5;
+/// What is asked for is not there.
+const NOT_FOUND: u8 = 6;
 
 /// For `--help` of the commands that speak to a master.
 pub(super) const CLIENT_HELP: &str = "Exit codes:\n  0  done; for wait and watch: the job succeeded\n  1  failed; for wait and watch: the job did not succeed\n  \
-     2  bad input\n  3  the master cannot be reached, or does not allow it\n  4  the time was over\n  5  it does not fit the job's state, or its idempotency key";
+     2  bad input\n  3  the master cannot be reached, or does not allow it\n  4  the time was over\n  5  it does not fit the job's state, or its idempotency key\n  6  there is no such job or task";
 
 /// The time a user gave was over.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,8 @@ fn client_code(error: &ClientError) -> u8 {
     match error {
         ClientError::Endpoint(_) => USAGE,
         ClientError::Unreachable { .. } => UNREACHABLE,
+        // Another 404 is one of a path: of a master that is too old, or of something else than a master.
+        ClientError::Refused { code, .. } if code == "job_not_found" || code == "task_not_found" => NOT_FOUND,
         ClientError::Refused { status, .. } => match status {
             400 | 413 | 415 | 422 => USAGE,
             401 | 403 | 429 | 502..=504 | 507 => UNREACHABLE,
@@ -116,16 +120,19 @@ mod tests {
 
     #[test]
     fn a_script_can_tell_why_a_client_gave_up() {
-        let refused = |status: u16| {
+        let refused = |(status, problem): (u16, &str)| {
             let error = ClientError::Refused {
                 status,
-                code: String::new(),
+                code: problem.to_owned(),
                 detail: String::new(),
                 retry_after: None,
             };
             code(&anyhow::Error::new(error).context("job x"))
         };
-        assert_eq!([400, 403, 404, 409, 503].map(refused), [2, 3, 1, 5, 3]);
+        let plain = [400, 403, 404, 409, 503].map(|status| refused((status, "")));
+        assert_eq!(plain, [2, 3, 1, 5, 3]);
+        let gone = ["job_not_found", "task_not_found", "route_not_found", "logs_gone"];
+        assert_eq!(gone.map(|problem| refused((404, problem))), [6, 6, 1, 1]);
         assert_eq!(code(&TimedOut("x".to_owned()).into()), 4);
         assert_eq!(usage::<()>("x").map_err(|error| code(&error)), Err(2));
     }

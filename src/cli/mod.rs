@@ -13,6 +13,7 @@ mod serve;
 mod standalone;
 mod status;
 mod store;
+mod terminal;
 
 use crate::config::{ClusterManagerOptions, CoordinatorOptions, MasterOptions, WorkerOptions};
 use crate::job_types::exec::{SHIM_COMMAND, shim_main};
@@ -134,7 +135,7 @@ pub fn main() -> ExitCode {
         Command::TaskShim { .. } => Ok(ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("fedbroker: {error:#}");
+        eprintln!("fedbroker: {}", terminal::lines(&format!("{error:#}")));
         if let Some(crate::store::Error::Damaged { .. }) = error.downcast_ref() {
             eprintln!("next: fedbroker store check --data-dir DIR, which tells what is damaged and how to go on (docs/operations.md)");
         }

@@ -1,5 +1,7 @@
 //! How the commands show what the master answered: the data on stdout, in the form that was asked for; talk goes to stderr elsewhere.
 
+use super::terminal;
+pub(super) use super::terminal::plain;
 use crate::engine::clock::{Clock, SystemClock};
 use crate::telemetry::say;
 use clap::ValueEnum;
@@ -39,8 +41,8 @@ pub(super) fn list(format: Format, columns: &[Column], name: &str, items: &[Valu
         Format::Table | Format::Wide => table(columns, items, format == Format::Wide).iter().for_each(|line| say(line)),
         Format::Json => say(&pretty(&Value::Array(items.to_vec()))),
         Format::Yaml => yaml(&Value::Array(items.to_vec())),
-        Format::Jsonl => items.iter().for_each(|item| say(&item.to_string())),
-        Format::Name => items.iter().for_each(|item| say(item[name].as_str().unwrap_or_default())),
+        Format::Jsonl => items.iter().for_each(|item| say(&line(item))),
+        Format::Name => items.iter().for_each(|item| say(&plain(item[name].as_str().unwrap_or_default()))),
     }
 }
 
@@ -54,7 +56,12 @@ pub(super) fn one(format: Format, columns: &[Column], name: &str, item: &Value) 
 }
 
 fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default()
+    terminal::json(&serde_json::to_string_pretty(value).unwrap_or_default())
+}
+
+/// JSON on one line.
+pub(super) fn line(value: &Value) -> String {
+    terminal::json(&value.to_string())
 }
 
 fn yaml(value: &Value) {
@@ -80,11 +87,6 @@ fn table(columns: &[Column], items: &[Value], wide: bool) -> Vec<String> {
         padded.collect::<Vec<_>>().join("   ").trim_end().to_owned()
     };
     rows.into_iter().map(line).collect()
-}
-
-/// On one line of a terminal: what came from elsewhere must not steer it.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Text of a field; `-` for what is not there.
@@ -156,6 +158,14 @@ mod tests {
             ["NAME         WHY", "a-long-one   -", "b             [31m no room"]
         );
         assert_eq!(table(COLUMNS, &items[1..], true)[1], "b       [31m no room   k=v");
+    }
+
+    #[test]
+    fn yaml_has_no_control_characters() {
+        for text in ["a\u{1b}[2J", "one\ntwo\u{9b}2J", "one\n\ttwo\u{7f}", "a\rb"] {
+            let yaml = serde_saphyr::to_string(&json!({ text: [text] })).unwrap();
+            assert!(!yaml.chars().any(|c| c != '\n' && c.is_control()), "{yaml:?}");
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn lines(path: &str, value: &Value) -> Vec<String> {
             let numbered = items.iter().enumerate();
             numbered.flat_map(|(at, value)| lines(&below(&at.to_string()), value)).collect()
         }
-        leaf => vec![format!("{path}: {}", plain(&text(leaf)))],
+        leaf => vec![plain(&format!("{path}: {}", text(leaf)))],
     }
 }
 

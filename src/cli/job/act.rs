@@ -1,10 +1,9 @@
 //! `fedbroker job cancel|rerun|hold|release|purge`: one request for each job named, or one for all that a filter finds.
 
-use super::super::output::{self, plain, text};
+use super::super::output::{self, Format, plain, text};
 use super::filter::FilterOptions;
 use super::{COLUMNS, Target, duration, wait};
-use crate::cli::client::{Client, Request};
-use crate::telemetry::say;
+use crate::cli::client::{Client, ClientError, Request};
 use clap::Args;
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -31,7 +30,7 @@ pub(super) struct CancelOptions {
     /// Come back only once nothing of them runs at this party and nothing can start
     #[arg(long)]
     wait: bool,
-    /// With --wait: no longer than this
+    /// With --wait: no longer than this, 500ms, 90s, 5m, 2h or 1d; exit 4 then
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
     timeout: Option<Duration>,
 }
@@ -76,9 +75,8 @@ pub(super) struct PurgeOptions {
     /// The jobs; each must have ended
     #[arg(required = true)]
     jobs: Vec<String>,
-    /// REST service of the master, host:port
-    #[arg(long, env = "FEDBROKER_ENDPOINT")]
-    endpoint: String,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// Cancel.
@@ -162,20 +160,39 @@ pub(super) async fn release(options: ReleaseOptions) -> anyhow::Result<ExitCode>
 /// Purge.
 ///
 /// # Errors
-/// The master cannot be reached, or refused one.
+/// The master cannot be reached, or refused one; those before it are purged and shown.
 pub(super) async fn purge(options: PurgeOptions) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&options.endpoint)?;
+    let client = options.target.client()?;
+    let (mut gone, mut refused) = (Vec::new(), None);
     for id in &options.jobs {
-        client.ask(Request::delete(&["api", "v1", "jobs", id])).await?;
-        say(&plain(id));
+        if let Err(error) = client.ask(Request::delete(&["api", "v1", "jobs", id])).await {
+            refused = Some(of_job(id, error));
+            break;
+        }
+        gone.push(json!({ "job_id": id }));
     }
-    Ok(ExitCode::SUCCESS)
+    if !gone.is_empty() {
+        let format = options.target.output.unwrap_or(Format::Name);
+        output::list(format, &COLUMNS[..1], "job_id", &gone);
+    }
+    refused.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 /// The same for each; what was done before a refusal is shown.
 async fn each(client: &Client, target: &Target, jobs: &[String], action: &str, body: &Value) -> anyhow::Result<ExitCode> {
     let (done, refused) = ask_each(client, jobs, action, body).await;
     shown(target, &done, refused)
+}
+
+/// With the job, where the error does not name it.
+fn of_job(id: &str, error: ClientError) -> anyhow::Error {
+    let names_it = error.to_string().contains(id);
+    let error = anyhow::Error::new(error);
+    if names_it {
+        error
+    } else {
+        error.context(format!("job {}", plain(id)))
+    }
 }
 
 /// What was done, and the first refusal.
@@ -187,7 +204,7 @@ async fn ask_each(client: &Client, jobs: &[String], action: &str, body: &Value) 
         match client.ask(Request::post(&["api", "v1", "jobs", &last]).json(body)).await {
             Ok(job) => done.push(job),
             Err(error) => {
-                refused = Some(anyhow::Error::new(error).context(format!("job {}", plain(id))));
+                refused = Some(of_job(id, error));
                 break;
             }
         }

@@ -4,6 +4,7 @@ use super::super::output::{self, Format};
 use super::filter::FilterOptions;
 use super::{COLUMNS, Target};
 use crate::cli::client::Request;
+use crate::cli::terminal::{self, Pieces};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
@@ -107,9 +108,11 @@ pub(super) async fn export(options: ExportOptions) -> anyhow::Result<ExitCode> {
     let request = Request::get(&["api", "v1", "jobs:export"]).queries(options.filter.pairs());
     let mut answer = client.open(request).await?;
     let mut out = std::io::stdout().lock();
+    let mut shown = Pieces::new(terminal::json);
     while let Some(chunk) = client.chunk(&mut answer).await? {
-        out.write_all(&chunk).context("cannot write to stdout")?;
+        out.write_all(shown.take(&chunk).as_bytes()).context("cannot write to stdout")?;
     }
+    out.write_all(shown.end().as_bytes()).context("cannot write to stdout")?;
     out.flush().context("cannot write to stdout")?;
     Ok(ExitCode::SUCCESS)
 }

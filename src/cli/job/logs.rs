@@ -1,9 +1,10 @@
 //! `fedbroker job logs`: what a task wrote, through the master and its cluster manager.
 
 use crate::cli::client::{Client, Request};
+use crate::cli::terminal::{self, Pieces};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// `fedbroker job logs`
@@ -59,9 +60,16 @@ pub(super) async fn logs(options: LogsOptions) -> anyhow::Result<ExitCode> {
     }
     let mut answer = client.open(request).await?;
     let mut out = std::io::stdout().lock();
+    // To a file or a program as it was written; a terminal would obey what a task wrote.
+    let mut shown = out.is_terminal().then(|| Pieces::new(terminal::lines));
+    let mut show = |bytes: &[u8]| out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to stdout");
     while let Some(chunk) = client.chunk(&mut answer).await? {
-        out.write_all(&chunk).and_then(|()| out.flush()).context("cannot write to stdout")?;
+        match &mut shown {
+            Some(pieces) => show(pieces.take(&chunk).as_bytes())?,
+            None => show(&chunk)?,
+        }
     }
+    show(shown.map(Pieces::end).unwrap_or_default().as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -64,7 +64,7 @@ pub(super) struct Target {
     /// REST service of the master, host:port
     #[arg(long, env = "FEDBROKER_ENDPOINT")]
     pub endpoint: String,
-    /// How to show the answer [default: table; json for submit]
+    /// How to show the answer [default: table; json for submit, name for purge]
     #[arg(short, long, value_enum)]
     output: Option<Format>,
 }
@@ -132,20 +132,23 @@ const fn column(head: &'static str, wide: bool, cell: fn(&serde_json::Value) -> 
     Column { head, wide, cell }
 }
 
-/// A length of time: `90`, `90s`, `5m`, `2h`, `1d`.
+/// A length of time: `500ms`, `90`, `90s`, `5m`, `2h`, `1d`.
 fn duration(given: &str) -> Result<Duration, String> {
     let digits = given.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &given[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        other => return Err(format!("unknown unit {other:?}; use s, m, h or d")),
+    let unit_ms = match &given[digits.len()..] {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        other => return Err(format!("unknown unit {other:?}; there are ms, s, m, h and d")),
     };
-    let count: u64 = digits.parse().map_err(|_| "give a number and a unit, as 90s or 5m".to_owned())?;
+    let count: u64 = digits
+        .parse()
+        .map_err(|_| "give a whole number and a unit: 500ms, 90s, 5m, 2h or 1d".to_owned())?;
     count
-        .checked_mul(unit)
-        .map(Duration::from_secs)
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
         .ok_or_else(|| "too long".to_owned())
 }
 
@@ -153,9 +156,10 @@ fn duration(given: &str) -> Result<Duration, String> {
 fn time(given: &str) -> Result<String, String> {
     let now = super::output::now();
     let relative = |length: Duration, back: bool| {
-        let length = jiff::SignedDuration::try_from(length).map_err(|error| error.to_string())?;
-        let at = if back { now.checked_sub(length) } else { now.checked_add(length) };
-        at.map(|at| at.to_string()).map_err(|error| error.to_string())
+        let length = jiff::SignedDuration::try_from(length).ok();
+        let at = length.and_then(|length| if back { now.checked_sub(length) } else { now.checked_add(length) }.ok());
+        at.map(|at| at.to_string())
+            .ok_or_else(|| "is no time from 1970 to 9999-12-30".to_owned())
     };
     if let Some(length) = given.strip_prefix('-') {
         return relative(duration(length)?, true);
@@ -165,7 +169,7 @@ fn time(given: &str) -> Result<String, String> {
     }
     let at: jiff::Timestamp = given
         .parse()
-        .map_err(|_| "give an RFC 3339 time, as 2026-01-31T12:00:00Z, or a distance from now, as 2h or -2h".to_owned())?;
+        .map_err(|_| "give an RFC 3339 time up to 9999-12-30, as 2026-01-31T12:00:00Z, or a distance from now, as 2h or -2h".to_owned())?;
     Ok(at.to_string())
 }
 
@@ -176,6 +180,13 @@ mod tests {
     #[test]
     fn lengths_and_times_are_read() {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "s", "1.5s", "-1s", "5m3s"] {
+            let why = duration(bad).unwrap_err();
+            assert!(why.contains("500ms, 90s, 5m, 2h or 1d"), "{bad}: {why}");
+        }
+        assert!(duration("5us").unwrap_err().contains("ms, s, m, h and d"));
+        assert!(time("4000000d").unwrap_err().contains("9999"));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         assert!(duration("h").is_err() && duration("2w").is_err() && duration("99999999999999999999d").is_err());
         assert_eq!(time("2026-01-31T12:00:00+01:00"), Ok("2026-01-31T11:00:00Z".to_owned()));

@@ -9,6 +9,9 @@ use serde_json::Value;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// Events that the service gives at most in one page.
+const PAGE_MAX: usize = 1000;
+
 /// `fedbroker job get`
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Example:\n  fedbroker job get party1-20260131120000-7 -o yaml")]
@@ -105,9 +108,10 @@ pub(super) async fn events(options: EventsOptions) -> anyhow::Result<ExitCode> {
     }
     let (mut items, mut cursor) = (Vec::new(), None::<String>);
     loop {
-        let request = Request::get(&path);
+        let request = Request::get(&path).query("limit", PAGE_MAX.to_string());
         let request = match (&cursor, options.after) {
-            (Some(cursor), _) => request.query("cursor", cursor.clone()),
+            // Here the next page begins after a number, as the first one may.
+            (Some(last), _) => request.query("after", last.clone()),
             (None, Some(after)) => request.query("after", after.to_string()),
             (None, None) => request,
         };
@@ -139,6 +143,6 @@ fn line(format: Format, event: &Value) {
             crate::telemetry::say(&cells.collect::<Vec<_>>().join("  "));
         }
         Format::Name => crate::telemetry::say(&text(&event["seq"])),
-        Format::Json | Format::Jsonl | Format::Yaml => crate::telemetry::say(&event.to_string()),
+        Format::Json | Format::Jsonl | Format::Yaml => crate::telemetry::say(&output::line(event)),
     }
 }

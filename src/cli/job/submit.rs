@@ -8,6 +8,7 @@ use super::wait::{self, WaitFor};
 use super::{COLUMNS, Target, duration, time};
 use crate::cli::client::Request;
 use crate::engine::clock::{Clock, SystemClock};
+use crate::machine::master::spec::{ATTEMPTS_MAX, PRIORITY_MAX};
 use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -31,7 +32,7 @@ pub(in crate::cli) struct SubmitOptions {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// From -100 to 100: higher ones start first; waiting jobs age, so that none waits for ever
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_parser = clap::value_parser!(i8).range(-i64::from(PRIORITY_MAX)..=i64::from(PRIORITY_MAX)))]
     priority: Option<i8>,
     /// Start not before this time: RFC 3339, or 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -42,13 +43,13 @@ pub(in crate::cli) struct SubmitOptions {
     /// key=value; repeat for more
     #[arg(long, value_name = "LABEL", value_parser = label)]
     label: Vec<(String, String)>,
-    /// How often the job is run until it succeeds; each further attempt is a job of its own
-    #[arg(long, value_name = "N")]
+    /// How often the job is run until it succeeds, at most 100 times; each further attempt is a job of its own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ATTEMPTS_MAX)))]
     max_attempts: Option<u32>,
     /// Wait for the job to end; exit 0 on success, 1 when it failed
     #[arg(long)]
     wait: bool,
-    /// Wait no longer than this; exit 4 then
+    /// Wait no longer than this: 500ms, 90s, 5m, 2h or 1d; exit 4 then
     #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
     timeout: Option<Duration>,
     /// How long a master that is away is tried again
@@ -80,7 +81,7 @@ pub(in crate::cli) async fn submit(options: SubmitOptions) -> anyhow::Result<Exi
         output::one(format, COLUMNS, "job_id", &job);
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("job: {id}");
+    eprintln!("job: {}", output::plain(id));
     let wait = WaitFor {
         timeout: options.timeout,
         patience: options.patience,

@@ -18,7 +18,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(60);
 /// `fedbroker job wait`
 #[derive(Args, Clone, Debug)]
 #[command(after_help = concat!(
-    "Exits with 0 when all ended well, 1 when one did not, 4 when the time was over.\n\n",
+    "Exits with 0 when all ended well, 1 when one did not, 4 when the time was over, 6 when one is not known.\n\n",
     "Example:\n  fedbroker job wait party1-20260131120000-7 --timeout 10m"
 ))]
 pub(super) struct WaitOptions {
@@ -27,7 +27,7 @@ pub(super) struct WaitOptions {
     jobs: Vec<String>,
     #[command(flatten)]
     target: Target,
-    /// Wait no longer than this
+    /// Wait no longer than this: 500ms, 90s, 5m, 2h or 1d; exit 4 then
     #[arg(long, value_name = "TIME", value_parser = duration)]
     timeout: Option<Duration>,
     /// How long a master that is away is tried again
@@ -80,11 +80,11 @@ pub(super) fn code(job: &Value) -> ExitCode {
 async fn turn(client: &Client, id: &str, phase: &str, patience: Duration, until: Option<Instant>) -> anyhow::Result<Value> {
     let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
     let waits = left.min(TURN);
-    let seconds = waits.as_secs_f64().ceil();
+    let ms = waits.as_micros().div_ceil(1000);
     let request = || {
         let mut request = Request::get(&["api", "v1", "jobs", id]);
         request.waits = waits;
-        request.query("wait", format!("{seconds}s")).query("until", phase)
+        request.query("wait", format!("{ms}ms")).query("until", phase)
     };
     Ok(client.ask_patiently(patience.min(left), request).await?)
 }
@@ -119,9 +119,12 @@ impl WaitFor {
                 match job["successor"].as_str() {
                     Some(next) if self.follow => {
                         eprintln!(
-                            "{id} {}: {}; {next} runs it again",
-                            output::text(&job["state"]),
-                            output::plain(&output::text(&job["reason"]))
+                            "{}",
+                            output::plain(&format!(
+                                "{id} {}: {}; {next} runs it again",
+                                output::text(&job["state"]),
+                                output::text(&job["reason"])
+                            ))
                         );
                         next.clone_into(&mut id);
                         continue;

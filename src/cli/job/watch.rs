@@ -5,6 +5,7 @@ use super::stream::Events;
 use super::wait;
 use super::{COLUMNS, Target, duration};
 use crate::cli::client::{Client, Request};
+use crate::cli::exit::TimedOut;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -23,6 +24,9 @@ pub(super) struct WatchOptions {
     job: String,
     #[command(flatten)]
     target: Target,
+    /// Watch no longer than this: 500ms, 90s, 5m, 2h or 1d; exit 4 then
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    timeout: Option<Duration>,
     /// How long a master that is away is tried again
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     patience: Duration,
@@ -31,33 +35,45 @@ pub(super) struct WatchOptions {
 /// Watch.
 ///
 /// # Errors
-/// The job is not known, or the master is away for too long.
+/// The job is not known, the master is away for too long, or the time is over.
 pub(super) async fn watch(options: WatchOptions) -> anyhow::Result<ExitCode> {
     let client = options.target.client()?;
     let screen = Screen::new();
-    let mut job = get(&client, &options).await?;
+    let time = options.timeout.unwrap_or(Duration::MAX);
+    let end = tokio::time::sleep(time);
+    let mut job = get(&client, &options, options.patience.min(time)).await?;
     screen.show(&job);
-    let mut events = Events::new(
-        client.clone(),
-        &["api", "v1", "jobs", &options.job, "events"],
-        None,
-        options.patience,
-    );
-    while !has_ended(&job) {
-        let event = events.next().await?;
-        if event["type"].as_str().is_some_and(|name| name.starts_with("job_")) {
-            job = get(&client, &options).await?;
-            screen.show(&job);
-        }
-    }
+    let to_the_end = follow(&client, &options, &screen, &mut job);
+    let ended = tokio::select! {
+        ended = to_the_end => Some(ended?),
+        () = end => None,
+    };
     screen.bar.finish_and_clear();
+    if ended.is_none() {
+        let state = text(&job["state"]);
+        anyhow::bail!(TimedOut(format!("job {} is still {state} after the time given", options.job)));
+    }
     output::one(options.target.format(), COLUMNS, "job_id", &job);
     Ok(wait::code(&job))
 }
 
-async fn get(client: &Client, options: &WatchOptions) -> anyhow::Result<Value> {
+/// Show each step of a job until it has ended.
+async fn follow(client: &Client, options: &WatchOptions, screen: &Screen, job: &mut Value) -> anyhow::Result<()> {
+    let path = ["api", "v1", "jobs", &options.job, "events"];
+    let mut events = Events::new(client.clone(), &path, None, options.patience);
+    while !has_ended(job) {
+        let event = events.next().await?;
+        if event["type"].as_str().is_some_and(|name| name.starts_with("job_")) {
+            *job = get(client, options, options.patience).await?;
+            screen.show(job);
+        }
+    }
+    Ok(())
+}
+
+async fn get(client: &Client, options: &WatchOptions, patience: Duration) -> anyhow::Result<Value> {
     let request = || Request::get(&["api", "v1", "jobs", &options.job]);
-    Ok(client.ask_patiently(options.patience, request).await?)
+    Ok(client.ask_patiently(patience, request).await?)
 }
 
 fn has_ended(job: &Value) -> bool {
@@ -89,17 +105,17 @@ impl Screen {
 
     fn show(&self, job: &Value) {
         let state = text(&job["state"]);
-        let line = match job["reason"].as_str() {
-            Some(reason) => format!("{state}: {}", plain(reason)),
+        let line = plain(&match job["reason"].as_str() {
+            Some(reason) => format!("{state}: {reason}"),
             None => state.clone(),
-        };
+        });
         if let Some(at) = STEPS.iter().position(|step| *step == state) {
             self.bar.set_position(at as u64);
         }
         if !self.bar.is_hidden() {
             self.bar.set_message(line);
         } else if *self.last.borrow() != line {
-            eprintln!("{} {line}", text(&job["job_id"]));
+            eprintln!("{} {line}", plain(&text(&job["job_id"])));
             self.last.replace(line);
         }
     }

@@ -81,7 +81,7 @@ async fn a_job_is_submitted_found_watched_and_purged() {
         (&json!(id), &json!("1"), &json!(-3))
     );
     let (code, out, err) = said(&endpoint, &["job", "get", "nope", &id, "-o", "name"]).await;
-    assert!(code == 1 && out.trim() == id && err.contains("nope"), "{code} {out} {err}");
+    assert!(code == 6 && out.trim() == id && err.contains("nope"), "{code} {out} {err}");
     let yaml = good(&endpoint, &["job", "get", &id, "-o", "yaml"]).await;
     assert!(yaml.contains(&format!("job_id: {id}")), "{yaml}");
 
@@ -106,8 +106,19 @@ async fn a_job_is_submitted_found_watched_and_purged() {
     good(&endpoint, &["job", "wait", again[0]["job_id"].as_str().unwrap()]).await;
 
     assert_eq!(good(&endpoint, &["job", "purge", &id]).await.trim(), id);
-    let (code, _, err) = said(&endpoint, &["job", "get", &id]).await;
-    assert!(code == 1 && err.contains(&id), "{code} {err}");
+    let again = again[0]["job_id"].as_str().unwrap();
+    let (code, out, err) = said(&endpoint, &["job", "purge", again, &id, "-o", "json"]).await;
+    assert_eq!(
+        serde_json::from_str::<Value>(&out).unwrap(),
+        json!([{ "job_id": again }]),
+        "what was done before a refusal is shown"
+    );
+    assert!(code == 6 && err.matches(&id).count() == 1, "{code} {err}");
+    // A job that is not there is none that failed.
+    for command in ["get", "wait", "watch", "cancel", "events", "logs"] {
+        let (code, _, err) = said(&endpoint, &["job", command, &id]).await;
+        assert!(code == 6 && err.contains(&id), "{command}: {code} {err}");
+    }
     assert!(good(&endpoint, &["status"]).await.contains("party: "));
 }
 
@@ -122,10 +133,12 @@ async fn jobs_are_held_released_and_cancelled() {
     assert!(code == 5 || code == 0, "{code} {err}");
     assert!(good(&endpoint, &["job", "release", &later]).await.contains("waiting"));
     let (code, _, err) = said(&endpoint, &["job", "purge", &later]).await;
-    assert_eq!(code, 5, "{err}");
+    assert!(code == 5 && err.matches(&later).count() == 1, "{code} {err}");
+    let (code, _, err) = said(&endpoint, &["job", "watch", &later, "--timeout", "100ms"]).await;
+    assert!(code == 4 && err.contains("is still waiting after the time given"), "{code} {err}");
 
     let running = submit(&endpoint, &long, &["--label", "sweep=1"]).await;
-    let (code, _, err) = said(&endpoint, &["job", "wait", &running, "--timeout", "1s"]).await;
+    let (code, _, err) = said(&endpoint, &["job", "wait", &running, "--timeout", "500ms"]).await;
     assert!(code == 4 && err.contains("after the time given"), "{code} {err}");
     let found = good(&endpoint, &["job", "cancel", "--label", "sweep=1", "--dry-run", "-o", "name"]).await;
     assert_eq!(
@@ -154,6 +167,14 @@ async fn a_script_can_tell_what_went_wrong() {
     assert!(code == 2 && err.contains("worker_num"), "{code} {err}");
     let (code, _, err) = said(&endpoint, &["job", "submit", "--config", "no-such-file"]).await;
     assert!(code == 2 && err.contains("cannot read no-such-file"), "{code} {err}");
+    for (flag, value, range) in [
+        ("--priority", "101", "-100..=100"),
+        ("--priority", "300", "-100..=100"),
+        ("--max-attempts", "0", "1..=100"),
+    ] {
+        let (code, _, err) = said(&endpoint, &["job", "submit", "--config", &failing, flag, value]).await;
+        assert!(code == 2 && err.contains(range), "{code} {err}");
+    }
     let key = ["--idempotency-key", "only-once"];
     let first = submit(&endpoint, &failing, &key).await;
     assert_eq!(submit(&endpoint, &failing, &key).await, first, "the same key is the same job");

@@ -3,3 +3,4 @@
 mod help;
 mod jobs;
 mod paper;
+mod terminal;
