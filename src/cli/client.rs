@@ -29,6 +29,9 @@ pub(super) enum ClientError {
     /// `--endpoint` is no address.
     #[error("--endpoint: {0:?} is not a host:port")]
     Endpoint(String),
+    /// A part of a path that is none: it would lead to another resource.
+    #[error("{0:?} is no id")]
+    Id(String),
     /// Nobody answers, or the answer broke off.
     #[error("cannot reach the master at {endpoint}: {why}")]
     Unreachable {
@@ -55,7 +58,7 @@ impl ClientError {
     /// True when the same request may be taken later.
     pub(super) fn is_passing(&self) -> bool {
         match self {
-            ClientError::Endpoint(_) => false,
+            ClientError::Endpoint(_) | ClientError::Id(_) => false,
             ClientError::Unreachable { .. } => true,
             ClientError::Refused { status, .. } => matches!(status, 429 | 502..=504 | 507),
         }
@@ -65,7 +68,7 @@ impl ClientError {
     fn retry_after(&self) -> Duration {
         match self {
             ClientError::Refused { retry_after, .. } => retry_after.unwrap_or_default(),
-            ClientError::Endpoint(_) | ClientError::Unreachable { .. } => Duration::ZERO,
+            ClientError::Endpoint(_) | ClientError::Id(_) | ClientError::Unreachable { .. } => Duration::ZERO,
         }
     }
 }
@@ -209,6 +212,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub(super) async fn open(&self, request: Request<'_>) -> Result<reqwest::Response, ClientError> {
+        if let Some(none) = request.path.iter().find(|part| matches!(**part, "" | "." | "..")) {
+            return Err(ClientError::Id((*none).to_owned()));
+        }
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.clear().extend(&request.path);
@@ -263,7 +269,7 @@ fn refusal(status: u16, retry_after: Option<Duration>, text: &str) -> ClientErro
     let why = texts.iter().find_map(|name| body[*name].as_str()).or(body.as_str());
     let why = why.filter(|why| !why.is_empty()).unwrap_or("no reason given");
     let detail = match body["pointer"].as_str() {
-        Some(pointer) if !why.contains(pointer) => plain(&format!("{pointer}: {why}")),
+        Some(pointer) if !names(why, pointer) => plain(&format!("{pointer}: {why}")),
         _ => plain(why),
     };
     ClientError::Refused {
@@ -272,6 +278,15 @@ fn refusal(status: u16, retry_after: Option<Duration>, text: &str) -> ClientErro
         detail,
         retry_after,
     }
+}
+
+/// True when a text names the field that a pointer leads to.
+fn names(why: &str, pointer: &str) -> bool {
+    let dotted = pointer.trim_start_matches(['/', '?']).replace('/', ".");
+    let field = pointer.rsplit(['/', '?']).next().unwrap_or_default();
+    let field = field.replace("~1", "/").replace("~0", "~");
+    let forms = [format!("\"{field}\""), format!("'{field}'"), format!(" {field}:")];
+    why.starts_with(&format!("{dotted}:")) || forms.iter().any(|form| why.contains(form))
 }
 
 #[cfg(test)]
@@ -294,6 +309,17 @@ mod tests {
         let error = refusal(400, None, text);
         assert_eq!(error.to_string(), "/labels/a: too long (400)");
         assert!(!error.is_passing() && refusal(503, None, "").is_passing());
+        for (pointer, detail) in [
+            ("?limit", "limit: \"0\" is no whole number"),
+            ("/filter/q", "filter.q: is empty"),
+            ("/foo", "\"foo\" is not known; there is `reason`"),
+            ("/labels/a~1 b", "label \"a/ b\": a key is ..."),
+            ("/labels/a~1b", "label a/b: a value is ..."),
+            ("/job_config/x", "'x' is a required property"),
+        ] {
+            let text = serde_json::json!({ "pointer": pointer, "detail": detail }).to_string();
+            assert_eq!(refusal(400, None, &text).to_string(), format!("{detail} (400)"), "{pointer}");
+        }
         assert_eq!(refusal(500, None, "").to_string(), "no reason given (500)");
         assert_eq!(refusal(502, None, "\u{1b}[2Jx").to_string(), " [2Jx (502)");
     }

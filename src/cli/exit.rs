@@ -46,7 +46,7 @@ pub(super) fn usage<T>(what: &str) -> anyhow::Result<T> {
 
 fn client_code(error: &ClientError) -> u8 {
     match error {
-        ClientError::Endpoint(_) => USAGE,
+        ClientError::Endpoint(_) | ClientError::Id(_) => USAGE,
         ClientError::Unreachable { .. } => UNREACHABLE,
         // Another 404 is one of a path: of a master that is too old, or of something else than a master.
         ClientError::Refused { code, .. } if code == "job_not_found" || code == "task_not_found" => NOT_FOUND,

@@ -66,6 +66,7 @@ pub(super) fn plan(config: &Value, algorithm_config: Option<&str>) -> Result<Pla
     if algorithm_config.is_none() {
         return Err(BadJob::Config {
             path: "algorithm_config".to_owned(),
+            pointer: "/algorithm_config".to_owned(),
             message: "is required for a paddle_fl job: the text of its yaml file".to_owned(),
         });
     }

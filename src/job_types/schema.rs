@@ -18,6 +18,8 @@ pub enum BadJob {
     Config {
         /// Where, e.g. `job_config.worker_num`; empty when the message says it.
         path: String,
+        /// The same as a JSON pointer into the submission, e.g. `/job_config/worker_num`; of a field that is missing or not known, that field.
+        pointer: String,
         /// What, e.g. `0 is less than the minimum of 1`.
         message: String,
     },
@@ -36,6 +38,7 @@ impl BadJob {
     pub(super) fn field(name: &str, message: impl Into<String>) -> Self {
         BadJob::Config {
             path: format!("job_config.{name}"),
+            pointer: format!("/job_config/{name}"),
             message: message.into(),
         }
     }
@@ -63,21 +66,22 @@ impl Schema {
         let Some(error) = self.validator.iter_errors(config).next() else {
             return Ok(());
         };
-        let place = error.instance_path().to_string().replace('/', ".");
-        let at = |place: &str| BadJob::Config {
-            path: format!("job_config{place}"),
-            message: message(error.kind(), error.instance()).unwrap_or_else(|| clip(error.to_string())),
+        let pointer = error.instance_path().to_string();
+        let place = pointer.replace('/', ".");
+        let field = match error.kind() {
+            ValidationErrorKind::Required { property } => property.as_str(),
+            ValidationErrorKind::AdditionalProperties { unexpected } => unexpected.first().map(String::as_str),
+            _ => None,
         };
-        Err(match error.kind() {
-            // These name the field themselves.
-            ValidationErrorKind::Required { .. } | ValidationErrorKind::AdditionalProperties { .. } if place.is_empty() => {
-                let BadJob::Config { message, .. } = at("") else { return Ok(()) };
-                BadJob::Config {
-                    path: String::new(),
-                    message,
-                }
-            }
-            _ => at(&place),
+        let below = field.map(|name| format!("/{}", clip(name.replace('~', "~0").replace('/', "~1"))));
+        Err(BadJob::Config {
+            path: match field {
+                // These texts name the field themselves.
+                Some(_) if place.is_empty() => String::new(),
+                _ => format!("job_config{place}"),
+            },
+            pointer: format!("/job_config{pointer}{}", below.unwrap_or_default()),
+            message: message(error.kind(), error.instance()).unwrap_or_else(|| clip(error.to_string())),
         })
     }
 }

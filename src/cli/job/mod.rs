@@ -159,7 +159,7 @@ fn time(given: &str) -> Result<String, String> {
         let length = jiff::SignedDuration::try_from(length).ok();
         let at = length.and_then(|length| if back { now.checked_sub(length) } else { now.checked_add(length) }.ok());
         at.map(|at| at.to_string())
-            .ok_or_else(|| "is no time from 1970 to 9999-12-30".to_owned())
+            .ok_or_else(|| "beyond the times there are, 1970 to 9999-12-30".to_owned())
     };
     if let Some(length) = given.strip_prefix('-') {
         return relative(duration(length)?, true);

@@ -110,7 +110,9 @@ fn body(options: &SubmitOptions) -> anyhow::Result<Value> {
     set("max_attempts", options.max_attempts.map(|count| json!(count)));
     if !options.label.is_empty() {
         let labels = request.entry("labels").or_insert_with(|| json!({}));
-        let labels = labels.as_object_mut().context("--config: labels must be a map")?;
+        let Some(labels) = labels.as_object_mut() else {
+            return exit::usage("--config: labels must be a map");
+        };
         labels.extend(options.label.iter().map(|(key, value)| (key.clone(), json!(value))));
     }
     Ok(Value::Object(request))
@@ -120,11 +122,16 @@ fn body(options: &SubmitOptions) -> anyhow::Result<Value> {
 fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config: cannot read {}", path.display()))?;
     let file: Value = serde_saphyr::from_str(&text).with_context(|| format!("--config: {} is not YAML", path.display()))?;
-    anyhow::ensure!(file["job_type"].is_string(), "--config: {} has no job_type", path.display());
-    anyhow::ensure!(file["job_config"].is_object(), "--config: {} has no job_config", path.display());
     let Value::Object(mut request) = file else {
         anyhow::bail!("--config: {} is not a map", path.display())
     };
+    let has = |name: &str, fits: fn(&Value) -> bool| request.get(name).is_some_and(fits);
+    anyhow::ensure!(has("job_type", Value::is_string), "--config: {} has no job_type", path.display());
+    anyhow::ensure!(
+        has("job_config", Value::is_object),
+        "--config: {} has no job_config, a map",
+        path.display()
+    );
     if let Some(name) = request.get("algorithm_config").and_then(Value::as_str) {
         let beside = path.parent().unwrap_or(Path::new(".")).join(name);
         let text = std::fs::read_to_string(&beside).with_context(|| format!("algorithm_config: cannot read {}", beside.display()))?;
@@ -166,6 +173,16 @@ mod tests {
             "3",
         ];
         let options = <Line as clap::Parser>::try_parse_from(line).unwrap().submit;
+        for (text, why) in [
+            ("[1]", "is not a map"),
+            ("", "is not a map"),
+            ("job_config: {}", "has no job_type"),
+            ("job_type: x", "has no job_config"),
+        ] {
+            let other = dir.path().join("other.yaml");
+            std::fs::write(&other, text).unwrap();
+            assert!(read(&other).unwrap_err().to_string().contains(why), "{text}");
+        }
         let expected = json!({ "job_type": "dummy", "job_config": { "worker_num": 2 }, "priority": -5, "labels": { "a": "x", "b": "z" },
             "algorithm_config": "z: 1\n", "max_attempts": 3 });
         assert_eq!(body(&options).unwrap(), expected);

@@ -120,6 +120,8 @@ async fn many_are_cancelled_by_filter() {
         (json!({ "filter": {} }), "/filter"),
         (json!({ "filter": { "state": ["nope"] } }), "/filter/state"),
         (json!({ "filter": { "created_after": "now" } }), "/filter/created_after"),
+        // As if it were not there it would end all that wait.
+        (json!({ "filter": { "state": ["waiting"], "q": "" }, "dry_run": true }), "/filter/q"),
         (json!({ "filter": { "stat": [] } }), "/filter/stat"),
         (json!({}), "/filter"),
     ];

@@ -74,9 +74,15 @@ async fn the_place_of_what_is_wrong_is_told() {
             "/job_config/worker_num",
         ),
         (
-            with("job_config", json!({ "worker_num": 0, "x": 1 })),
+            with("job_config", json!({ "worker_num": 0, "a.b/c": 1 })),
             "invalid_field",
-            "/job_config",
+            "/job_config/a.b~1c",
+        ),
+        (with("job_config", json!({})), "invalid_field", "/job_config/worker_num"),
+        (
+            with("job_config", json!({ "worker_num": "1" })),
+            "invalid_field",
+            "/job_config/worker_num",
         ),
         (with("job_config", json!([])), "invalid_field", "/job_config"),
         (with("algorithm_config", json!({})), "invalid_field", "/algorithm_config"),

@@ -114,6 +114,14 @@ async fn a_job_is_submitted_found_watched_and_purged() {
         "what was done before a refusal is shown"
     );
     assert!(code == 6 && err.matches(&id).count() == 1, "{code} {err}");
+    // What would lead elsewhere in a path is no id.
+    for none in ["", ".", ".."] {
+        let (code, out, err) = said(&endpoint, &["job", "get", none]).await;
+        assert!(
+            code == 2 && out.is_empty() && err.contains("is no id"),
+            "{none}: {code} {out} {err}"
+        );
+    }
     // A job that is not there is none that failed.
     for command in ["get", "wait", "watch", "cancel", "events", "logs"] {
         let (code, _, err) = said(&endpoint, &["job", command, &id]).await;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// Clears the screen: as a sequence, and with an 8-bit character.
 const HOSTILE: &str = "a\u{1b}[2J\u{9b}2Jb";
@@ -37,11 +38,12 @@ fn steers(text: &str) -> bool {
     text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// A master that means harm: every text of its answers is hostile.
-async fn evil() -> String {
+/// A master that means harm: every text of its answers is hostile. It ends with the set.
+async fn evil() -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move {
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = vec![0; 16 * 1024];
             let size = stream.read(&mut head).await.unwrap();
@@ -62,12 +64,12 @@ async fn evil() -> String {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    address
+    (address, serving)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_from_elsewhere_does_not_steer_the_terminal() {
-    let endpoint = evil().await;
+    let (endpoint, _serving) = evil().await;
     for format in ["table", "wide", "json", "jsonl", "yaml", "name"] {
         for command in [
             &["job", "get", "x"][..],

@@ -122,7 +122,7 @@ fn unfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
         return Problem::field(&pointer, "is there more than once; give it once");
     }
     if text.starts_with("unknown field `")
-        && let Some(Segment::Map { key }) = path.iter().last()
+        && let Some(Segment::Map { key }) = path.iter().next_back()
     {
         let known = text.rsplit_once("`, expected ").map(|(_, known)| known);
         let known = known.map(|known| known.rsplit_once(" at line ").map_or(known, |(known, _)| known));
@@ -130,9 +130,36 @@ fn unfit(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
         let known = known.map_or_else(|| "there are no fields here".to_owned(), |known| format!("there is {known}"));
         return Problem::new(Code::UnknownField, format!("{} is not known; {known}", quoted(key))).at(pointer);
     }
-    let at = if pointer.is_empty() { String::new() } else { format!("{path}: ") };
-    let short: String = text.chars().take(300).collect();
-    Problem::new(Code::InvalidField, format!("{at}{short}")).at(pointer)
+    let short: String = in_words(&text).chars().take(300).collect();
+    match pointer.as_str() {
+        "" => Problem::new(Code::InvalidField, short).at(pointer),
+        field => Problem::field(field, short),
+    }
+}
+
+/// What the reader says of a value that does not fit, without the names of our types and the place in the text, for the pointer says where.
+fn in_words(text: &str) -> String {
+    let text = text.rsplit_once(" at line ").map_or(text, |(text, _)| text);
+    let wrong = ["invalid type: ", "invalid value: "]
+        .iter()
+        .find_map(|begin| text.strip_prefix(begin));
+    let Some((given, wanted)) = wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) else {
+        return text.to_owned();
+    };
+    let wanted = match wanted {
+        "a map" => "an object",
+        "a sequence" => "a list",
+        "i64" | "u64" => "a whole number",
+        wanted if wanted.starts_with("struct ") => "an object",
+        wanted => wanted,
+    };
+    let given = match given {
+        "map" => "an object".to_owned(),
+        "sequence" => "a list".to_owned(),
+        "null" => "null".to_owned(),
+        given => format!("the {given}"),
+    };
+    format!("{wanted} is wanted, not {given}")
 }
 
 /// RFC 6901.
@@ -167,6 +194,8 @@ mod tests {
         labels: BTreeMap<String, String>,
         #[serde(default, deserialize_with = "crate::master::rest::v1::once::value")]
         free: serde_json::Value,
+        #[serde(default)]
+        count: i64,
         items: Option<Vec<Wanted>>,
     }
 
@@ -191,7 +220,29 @@ mod tests {
         let one = detail(parse::<Single>(br#"{"why": 1}"#).unwrap_err());
         assert_eq!(one, "\"why\" is not known; there is `reason`");
         let several = detail(parse::<Wanted>(br#"{"why": 1}"#).unwrap_err());
-        assert_eq!(several, "\"why\" is not known; there is `name`, `labels`, `free`, `items`");
+        assert_eq!(several, "\"why\" is not known; there is `name`, `labels`, `free`, `count`, `items`");
+        for (text, said) in [
+            ("5", "an object is wanted, not the integer `5`"),
+            (r#"{"reason": null}"#, "reason: a string is wanted, not null"),
+            (
+                r#"{"reason": [", expected x at line 1"]}"#,
+                "reason: a string is wanted, not a list",
+            ),
+        ] {
+            assert_eq!(detail(parse::<Single>(text.as_bytes()).unwrap_err()), said, "{text}");
+        }
+        for (text, said) in [
+            (r#"{"name": "a", "labels": [1]}"#, "labels: an object is wanted, not a list"),
+            (r#"{"name": "a", "items": {}}"#, "items: a list is wanted, not an object"),
+            (
+                r#"{"name": "a", "count": "1"}"#,
+                "count: a whole number is wanted, not the string \"1\"",
+            ),
+        ] {
+            assert_eq!(detail(parse::<Wanted>(text.as_bytes()).unwrap_err()), said, "{text}");
+        }
+        let long = format!(r#"{{"name": "a", "labels": {{"{}": 1}}}}"#, "k".repeat(10_000));
+        assert!(detail(parse::<Wanted>(long.as_bytes()).unwrap_err()).len() < 300);
         let twice = detail(parse::<Single>(br#"{"reason": "", "reason": ""}"#).unwrap_err());
         assert_eq!(twice, "reason: is there more than once; give it once");
     }

@@ -15,6 +15,8 @@ use utoipa::ToSchema;
 
 /// The most labels of one filter.
 const LABELS_MAX: usize = 16;
+/// What is wrong with the begin of an id that is none.
+const NO_BEGIN: &str = "is empty; give the begin of an id, or leave it out";
 /// Digits of the stamp of an id.
 const STAMP: usize = 14;
 
@@ -78,7 +80,7 @@ impl Filter {
         }
         let begin = query.one("q")?;
         if begin.as_deref() == Some("") {
-            return Err(Problem::parameter("q", "is empty; give the begin of an id, or leave it out"));
+            return Err(Problem::parameter("q", NO_BEGIN));
         }
         Ok(Self {
             states,
@@ -101,6 +103,11 @@ impl Filter {
             };
             text.map(read).transpose()
         };
+        let begin = body.q;
+        // Taken for one that is not there, it would end jobs that were not meant.
+        if begin.as_deref() == Some("") {
+            return Err(Problem::field("/filter/q", NO_BEGIN));
+        }
         let states = body
             .state
             .iter()
@@ -111,7 +118,7 @@ impl Filter {
             labels: body.labels.into_iter().collect(),
             created_after: at(body.created_after, "created_after")?,
             created_before: at(body.created_before, "created_before")?,
-            begin: body.q.filter(|begin| !begin.is_empty()),
+            begin,
         })
     }
 

@@ -327,9 +327,8 @@ fn not_taken(door: &Door, no: NotTaken) -> Problem {
 
 fn bad_job(bad: &BadJob) -> Problem {
     let pointer = match bad {
-        BadJob::UnknownType(_) => "/job_type".to_owned(),
-        BadJob::Config { path, .. } if path.is_empty() => "/job_config".to_owned(),
-        BadJob::Config { path, .. } => format!("/{}", path.replace('~', "~0").replace('/', "~1").replace('.', "/")),
+        BadJob::UnknownType(_) => "/job_type",
+        BadJob::Config { pointer, .. } => pointer,
     };
     Problem::new(Code::InvalidField, bad).at(pointer)
 }
