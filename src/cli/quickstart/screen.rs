@@ -1,6 +1,7 @@
 //! What the quickstart shows: a bar on a terminal, plain lines elsewhere.
 
 use super::training::Round;
+use crate::cli::terminal::plain;
 use crate::telemetry::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -45,7 +46,7 @@ impl Screen {
 
     /// The job's state; shown when it changes.
     pub(super) fn state(&self, state: &str, reason: Option<&str>) {
-        let now = reason.map_or_else(|| state.to_owned(), |reason| format!("{state}: {reason}"));
+        let now = plain(&reason.map_or_else(|| state.to_owned(), |reason| format!("{state}: {reason}")));
         let mut shown = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if *shown != now {
             self.step(&format!("job is {now}"));

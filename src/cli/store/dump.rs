@@ -4,6 +4,7 @@ use super::DataDir;
 use super::plain::plain;
 use super::role::{Role, Task, with_machine};
 use super::specimen::Specimen;
+use crate::cli::output;
 use crate::engine::reader::{ENDED, LIVE, Reader};
 use crate::machine::Logged;
 use crate::machine::ids::JobId;
@@ -97,7 +98,7 @@ impl Task for Dump<'_> {
 
 impl Dump<'_> {
     fn line(&mut self, line: &Value) -> bool {
-        writeln!(self.out, "{line}").is_ok()
+        writeln!(self.out, "{}", output::line(line)).is_ok()
     }
 
     fn wants(&self, kind: &str, job: Option<JobId>) -> bool {
