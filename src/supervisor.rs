@@ -7,6 +7,7 @@
 use crate::metrics::Metrics;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::thread::{Scope, ScopedJoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -115,6 +116,18 @@ impl Supervisor {
             }
         })?;
         Ok(())
+    }
+
+    /// Run a blocking function on a thread that ends with the scope of its caller, who waits for it and meets its panic there.
+    ///
+    /// # Errors
+    /// The operating system gives no more threads.
+    pub fn beside<'scope, T, F>(scope: &'scope Scope<'scope, '_>, name: &str, body: F) -> std::io::Result<ScopedJoinHandle<'scope, T>>
+    where
+        T: Send + 'scope,
+        F: FnOnce() -> T + Send + 'scope,
+    {
+        std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, body)
     }
 
     /// Run a blocking function on the pool and wait for it.

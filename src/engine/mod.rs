@@ -27,7 +27,7 @@ use crate::supervisor::Supervisor;
 use clock::Clock;
 use projection::{Projection, Published};
 use reader::Reader;
-use recover::RecoveryReport;
+use recover::{Found, RecoveryReport};
 use settle::Settler;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -247,12 +247,18 @@ pub struct Engine<M: Machine> {
 }
 
 impl<M: Machine> Engine<M> {
-    /// Read the live records back. Blocks.
+    /// Read the live records back from a store that is open. Blocks.
     ///
     /// # Errors
     /// The store or a record in it cannot be read.
     pub fn recover(mut parts: Parts<M>) -> Result<Self, StoreError> {
-        let (report, unproved) = recover::load(&mut parts)?;
+        let began = Instant::now();
+        let found = recover::read(&*parts.store, &mut parts.machine)?;
+        Self::recovered(parts, found, began)
+    }
+
+    fn recovered(parts: Parts<M>, found: Found, began: Instant) -> Result<Self, StoreError> {
+        let (report, unproved) = recover::conclude(&parts, found, began)?;
         let (sender, queue) = mpsc::channel(QUEUE);
         let (head, followed) = watch::channel(report.next_seq - 1);
         let handle = Handle {

@@ -4,7 +4,7 @@
 
 use super::backup::Source;
 use super::clock::{SystemClock, new_instance};
-use super::{Engine, Parts};
+use super::{Engine, Parts, recover};
 use crate::machine::Machine;
 use crate::metrics::{Figures, Metrics};
 use crate::store::directory::Directory;
@@ -42,7 +42,7 @@ pub fn open<M: Machine>(
     dir: &Path,
     role: &'static str,
     owner: Option<&str>,
-    machine: M,
+    mut machine: M,
     payload_max: u64,
     metrics: &Metrics,
 ) -> Result<Opened<M>, Error> {
@@ -51,19 +51,22 @@ pub fn open<M: Machine>(
     if let Some(owner) = owner {
         directory.claim(owner)?;
     }
-    let store = Arc::new(SledStore::open(&directory)?);
+    let (store, found) = recover::while_opened(&mut machine, |each| SledStore::open_with(&directory, each))?;
+    let store = Arc::new(store);
     let space = Space::of(directory.path());
     store.measure(metrics.engine().barrier());
     show(metrics, &directory, &store, &space);
     let payloads = Arc::new(Payloads::open_within(&directory.payload_dir(), payload_max, space.clone())?);
-    let engine = Engine::recover(Parts {
+    let parts = Parts {
         machine,
         store: store.clone(),
         payloads: payloads.clone(),
         clock: Arc::new(SystemClock),
         space,
-    })
-    .map_err(|error| error.within(directory.path()))?;
+    };
+    let engine = found
+        .and_then(|found| Engine::recovered(parts, found, began))
+        .map_err(|error| error.within(directory.path()))?;
     let report = &engine.report;
     tracing::info!(
         role,

@@ -100,7 +100,13 @@ impl SledStore {
     /// [`Error::Damaged`] when anything is not as it was committed, also when the store is older than it has been; nothing is served
     /// then, and a backup is the way back.
     pub fn open(directory: &Directory) -> Result<SledStore, Error> {
-        open::open(directory)
+        Self::open_with(directory, &mut |_, _| {})
+    }
+
+    /// [`SledStore::open`], which reads each live record for its proof: `each` gets key and body, in the order of the keys. They count only if
+    /// the store is given.
+    pub fn open_with(directory: &Directory, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<SledStore, Error> {
+        open::open(directory, each)
     }
 
     /// Open the store of a data directory for reading, and prove all of it; nobody takes over as its writer.

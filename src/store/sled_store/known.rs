@@ -4,16 +4,45 @@
 //! are the same), never the other way round: the tally of the live values would be wrong from then on.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+
+/// Room that is made before it is known that there is so much: a head that is damaged may say anything.
+const ROOM_MAX: usize = 1 << 20;
 
 /// Hashes of the live keys, each with the number of keys that have it.
-#[derive(Default)]
 pub(super) struct Known {
     hasher: RandomState,
-    counts: HashMap<u64, u32>,
+    counts: HashMap<u64, u32, BuildHasherDefault<AsItIs>>,
+}
+
+/// A hash is not hashed again.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        unreachable!("only numbers are keys here, not {bytes:?}");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Known {
+    /// None yet, with room for about so many.
+    pub(super) fn with_room(count: u64) -> Self {
+        let room = usize::try_from(count).unwrap_or(usize::MAX).min(ROOM_MAX);
+        Self {
+            hasher: RandomState::new(),
+            counts: HashMap::with_capacity_and_hasher(room, BuildHasherDefault::default()),
+        }
+    }
+
     /// A key has a value now, and had none.
     pub(super) fn add(&mut self, key: &[u8]) {
         *self.counts.entry(self.hasher.hash_one(key)).or_default() += 1;

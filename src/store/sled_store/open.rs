@@ -8,7 +8,7 @@ use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::journal::Journal;
 use super::known::Known;
-use super::verify::{self, HistoryCheck};
+use super::verify::{self, Each, HistoryCheck};
 use super::{Copies, Position, SledStore, Writer, index, migrate};
 use crate::crash_point;
 use crate::migrations;
@@ -20,7 +20,7 @@ use std::path::Path;
 /// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
 const HISTORY_AT_OPEN: usize = 30_000;
 
-pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
+pub(super) fn open(directory: &Directory, each: &mut Each<'_>) -> Result<SledStore, Error> {
     let is_current = directory.version() == migrations::CURRENT;
     // A process of version 1 that was killed before it had made its store leaves a directory without one.
     let never_made = directory.log() == 0 && !exists(&directory.store_dir())? && !exists(&directory.high_water_path())?;
@@ -31,7 +31,7 @@ pub(super) fn open(directory: &Directory) -> Result<SledStore, Error> {
     }
     directory.remove_other_logs()?;
     let found = recover(directory)?;
-    let store = found.prove(directory, HISTORY_AT_OPEN)?;
+    let store = found.prove(directory, HISTORY_AT_OPEN, each)?;
     let head = store.raise_epoch()?;
     tracing::info!(epoch = head.epoch, batch = head.batch, next_seq = head.next_seq, "store opened");
     Ok(store)
@@ -51,7 +51,7 @@ pub(super) fn inspect(directory: &Directory) -> Result<SledStore, Error> {
         });
     }
     let found = recover(directory)?;
-    found.prove(directory, usize::MAX)
+    found.prove(directory, usize::MAX, &mut |_, _| {})
 }
 
 /// Write the file anew that tells how far the store had come, of a store that is whole otherwise. Whether that store is an old one cannot
@@ -79,10 +79,13 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Prove what is live, and so many values of the history.
-    fn prove(self, directory: &Directory, history: usize) -> Result<SledStore, Error> {
-        let mut known = Known::default();
-        verify::live(&self.disk, &self.position, &mut |key| known.add(key))?;
+    /// Prove what is live, hand it on, and prove so many values of the history.
+    fn prove(self, directory: &Directory, history: usize, each: &mut Each<'_>) -> Result<SledStore, Error> {
+        let mut known = Known::with_room(self.position.live.count);
+        verify::live(&self.disk, &self.position, &mut |key, body| {
+            known.add(key);
+            each(&key[1..], body);
+        })?;
         let mut check = HistoryCheck::new(&self.position);
         check.page(&self.disk, &self.position, history)?;
         let writer = Writer {

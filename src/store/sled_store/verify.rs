@@ -23,22 +23,25 @@ pub(super) fn head(disk: &Disk) -> Result<Position, Error> {
     Ok(position)
 }
 
+/// Sees a key and what belongs to it.
+pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
+
 /// Prove that every value that is not history is exactly what the last commit left, and that there is none of another kind. `each` gets
-/// the key of each record.
+/// the key and the body of each record; what it got counts only if all is proved.
 ///
 /// [`Error::Damaged`] names the first bad key; that is the head's when each value is good and they are not all there.
-pub(super) fn live(disk: &Disk, position: &Position, each: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+pub(super) fn live(disk: &Disk, position: &Position, each: &mut Each<'_>) -> Result<(), Error> {
     let mut found = Tally::default();
     for (from, until) in LIVE_SPANS {
         disk.range(Bound::Included(from), &mut |key, sealed| {
             if until.is_some_and(|until| key >= until) {
                 return Ok(ControlFlow::Break(()));
             }
-            check(disk, position, key, sealed)?;
+            let body = check(disk, position, key, sealed)?;
             match key.first() {
                 Some(&RECORD_PREFIX) => {
                     found.add(key, sealed);
-                    each(key);
+                    each(key, body);
                 }
                 _ if key == HEAD_KEY => {}
                 _ => return Err(damaged_key(disk.file(), key, "no such key is ever written")),
@@ -52,7 +55,7 @@ pub(super) fn live(disk: &Disk, position: &Position, each: &mut dyn FnMut(&[u8])
 /// Prove everything at once.
 pub(super) fn everything(disk: &Disk) -> Result<Position, Error> {
     let position = head(disk)?;
-    live(disk, &position, &mut |_| {})?;
+    live(disk, &position, &mut |_, _| {})?;
     let mut history = HistoryCheck::new(&position);
     while !history.page(disk, &position, usize::MAX)? {}
     Ok(position)
@@ -170,14 +173,14 @@ impl HistoryCheck {
     }
 }
 
-/// One value by itself: its checksum, and that it is not of a commit after the last.
-fn check(disk: &Disk, position: &Position, key: &[u8], sealed: &[u8]) -> Result<(), Error> {
-    let (batch, _) = codec::unseal(key, sealed).map_err(|e| damaged(disk, key, &e))?;
+/// One value by itself: its checksum, and that it is not of a commit after the last. Gives its body.
+fn check<'a>(disk: &Disk, position: &Position, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], Error> {
+    let (batch, body) = codec::unseal(key, sealed).map_err(|e| damaged(disk, key, &e))?;
     if batch > position.batch {
         let what = format!("it is of commit {batch}, and the head is at {}", position.batch);
         return Err(damaged_key(disk.file(), key, &what));
     }
-    Ok(())
+    Ok(body)
 }
 
 fn compare(disk: &Disk, which: &str, found: &Tally, should: &Tally) -> Result<(), Error> {
