@@ -8,6 +8,8 @@ use super::{Cluster, Event, Key};
 use crate::machine::Changes;
 use crate::machine::content::Content;
 use crate::machine::ids::{TaskKey, Timestamp, WorkerId};
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 type Changed = Changes<Key>;
 
@@ -98,7 +100,7 @@ impl Cluster {
         }
         changes.held.extend(task.content.payload());
         changes.keys.insert(Key::Task(key.clone()));
-        self.put_task(key, Box::new(task.clone()));
+        self.put_task(Arc::new(key.clone()), Box::new(task.clone()));
     }
 
     fn apply_granted(&mut self, id: &LeaseId, worker: &WorkerId, ports: &[u16], at: Timestamp, changes: &mut Changed) {
@@ -148,14 +150,14 @@ impl Cluster {
     }
 
     fn change_task(&mut self, key: &TaskKey, changes: &mut Changed, change: impl FnOnce(&mut Task)) {
-        let Some(mut task) = self.take_task(key) else { return };
+        let Some((name, mut task)) = self.take_task(key) else { return };
         let before = task.content.payload();
         change(&mut task);
         if before != task.content.payload() {
             changes.released.extend(before);
             changes.held.extend(task.content.payload());
         }
-        self.put_task(key, task);
+        self.put_task(name, task);
         changes.keys.insert(Key::Task(key.clone()));
     }
 
@@ -173,21 +175,25 @@ impl Cluster {
         changes.keys.insert(Key::Worker(id.clone()));
     }
 
-    fn take_task(&mut self, key: &TaskKey) -> Option<Box<Task>> {
-        let task = self.tasks.remove(key)?;
+    fn take_task(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Box<Task>)> {
+        let (name, task) = self.tasks.remove_entry(key)?;
         if let Some(worker) = self.index.remove_task(key, &task) {
             self.refresh(&worker);
         }
-        Some(task)
+        Some((name, task))
     }
 
     /// Put a task's record in, in place of what is there.
-    pub(super) fn put_task(&mut self, key: &TaskKey, task: Box<Task>) {
-        self.take_task(key);
+    pub(super) fn put_task(&mut self, key: Arc<TaskKey>, task: Box<Task>) {
         self.next_number = self.next_number.max(task.number + 1);
-        let touched = self.index.add_task(key, &task);
-        self.tasks.insert(key.clone(), task);
-        if let Some(worker) = touched {
+        let (left, touched) = match self.tasks.entry(key.clone()) {
+            Entry::Vacant(place) => (None, self.index.add_task(&key, place.insert(task))),
+            Entry::Occupied(mut place) => {
+                let left = self.index.remove_task(&key, &place.insert(task));
+                (left, self.index.add_task(&key, place.get()))
+            }
+        };
+        for worker in [left, touched].into_iter().flatten() {
             self.refresh(&worker);
         }
     }

@@ -7,12 +7,13 @@ use super::placement::{Place, Queues, Rooms};
 use super::records::{Lease, LeaseId, LeaseState, Task, TaskState, Worker};
 use crate::machine::ids::{TaskKey, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What a worker carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
     /// Its assigned tasks.
-    pub(super) tasks: BTreeSet<TaskKey>,
+    pub(super) tasks: BTreeSet<Arc<TaskKey>>,
     /// How many of those have a slot of their own, not a lease's.
     pub(super) own: u32,
     /// Leases that take a slot.
@@ -66,7 +67,7 @@ impl Index {
     }
 
     /// Take in a task record; returns the worker whose room may have changed.
-    pub(super) fn add_task(&mut self, key: &TaskKey, task: &Task) -> Option<WorkerId> {
+    pub(super) fn add_task(&mut self, key: &Arc<TaskKey>, task: &Task) -> Option<WorkerId> {
         match &task.state {
             TaskState::Queued => self.queues.insert(place_of(task), task.number, key.clone()),
             TaskState::Assigned { worker, .. } => {

@@ -6,6 +6,7 @@ use super::leases::share;
 use super::records::{LeaseId, LeaseState, TaskState};
 use super::{Cluster, Key, STEP_MAX, placement};
 use crate::machine::Machine;
+use crate::machine::ids::TaskKey;
 use crate::machine::outcome::End;
 use std::collections::BTreeSet;
 
@@ -168,7 +169,7 @@ fn attempts(cluster: &Cluster) -> Result<(), String> {
 /// 8. What is derived equals a recount from the records.
 fn derived(cluster: &Cluster) -> Result<(), String> {
     let mut recount = Cluster::new(cluster.rules.clone());
-    let keys = cluster.tasks.keys().cloned().map(Key::Task);
+    let keys = cluster.tasks.keys().map(|key| Key::Task(TaskKey::clone(key)));
     let keys = keys
         .chain(cluster.leases.keys().cloned().map(Key::Lease))
         .chain(cluster.workers.keys().cloned().map(Key::Worker));

@@ -27,6 +27,7 @@ use index::Index;
 use records::{Counters, Lease, LeaseId, Task, TaskState, Worker, WorkerState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The most workers known at once: a start and a placement look at each.
 pub const WORKERS_MAX: usize = 1024;
@@ -66,7 +67,8 @@ pub struct Cluster {
     rules: Rules,
     counters: Counters,
     workers: BTreeMap<WorkerId, Worker>,
-    tasks: BTreeMap<TaskKey, Box<Task>>,
+    /// The key of a waiting task is in its queue as well, and there may be a million of them.
+    tasks: BTreeMap<Arc<TaskKey>, Box<Task>>,
     leases: BTreeMap<LeaseId, Lease>,
     index: Index,
     /// The next task's place in the queue; above that of every live task, which is all that the order needs.
@@ -191,7 +193,7 @@ impl Machine for Cluster {
         match (key, record) {
             (Key::Counters, Record::Counters(counters)) => self.counters = counters,
             (Key::Lease(id), Record::Lease(lease)) => self.put_lease(id, Some(lease)),
-            (Key::Task(key), Record::Task(task)) => self.put_task(key, task),
+            (Key::Task(key), Record::Task(task)) => self.put_task(Arc::new(key.clone()), task),
             (Key::Worker(id), Record::Worker(worker)) => self.put_worker(id, worker),
             (key, record) => debug_assert!(false, "{key:?} cannot name {record:?}"),
         }

@@ -6,9 +6,10 @@
 
 use crate::machine::ids::{TaskKey, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Waiting tasks by their number, which is their age.
-type Line = BTreeMap<u64, TaskKey>;
+type Line = BTreeMap<u64, Arc<TaskKey>>;
 
 /// Everything that waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Queues {
     }
 
     /// Put a task in line.
-    pub fn insert(&mut self, place: Place<'_>, number: u64, key: TaskKey) {
+    pub fn insert(&mut self, place: Place<'_>, number: u64, key: Arc<TaskKey>) {
         let line = match place {
             Place::General => &mut self.general,
             Place::Named(worker) => self.named.entry(worker.clone()).or_default(),
@@ -79,7 +80,7 @@ impl Queues {
 
     /// Tasks that wait for a slot of this worker by name, oldest first.
     pub fn named(&self, worker: &WorkerId) -> impl Iterator<Item = &TaskKey> {
-        self.named.get(worker).into_iter().flat_map(BTreeMap::values)
+        self.named.get(worker).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref)
     }
 }
 
@@ -98,7 +99,7 @@ pub fn place(queues: &Queues, rooms: &Rooms, limit: usize) -> Vec<(TaskKey, Work
     for (worker, line) in &queues.leased {
         if rooms.attached.contains(worker) {
             let room = limit - placed.len();
-            placed.extend(line.values().take(room).map(|key| (key.clone(), worker.clone())));
+            placed.extend(line.values().take(room).map(|key| (TaskKey::clone(key), worker.clone())));
         }
     }
     if rooms.free.is_empty() {
@@ -126,7 +127,7 @@ pub fn place(queues: &Queues, rooms: &Rooms, limit: usize) -> Vec<(TaskKey, Work
             (_, None) => break,
         };
         let Some((_, key)) = key else { break };
-        placed.push((key.clone(), worker.clone()));
+        placed.push((TaskKey::clone(key), worker.clone()));
         match free.get_mut(worker) {
             Some(n) if *n > 1 => *n -= 1,
             _ => {
@@ -170,7 +171,7 @@ mod tests {
                 Some(worker) if *leased => Place::Leased(worker),
                 Some(worker) => Place::Named(worker),
             };
-            queues.insert(place, *number, TaskKey::parse("j", *task).unwrap());
+            queues.insert(place, *number, Arc::new(TaskKey::parse("j", *task).unwrap()));
         }
         queues
     }

@@ -3,6 +3,7 @@
 use super::records::LeaseId;
 use super::tests::{Bench, SECOND, job, key, profile, submission, worker};
 use super::{Attach, Cluster, Command, Key, Record, Reply, Rules};
+use crate::machine::ids::TaskKey;
 use crate::machine::outcome::{End, Outcome};
 use crate::machine::{Changes, Machine};
 use proptest::prelude::*;
@@ -46,7 +47,7 @@ fn may_be_repeated(command: &Command) -> bool {
 }
 
 fn live(machine: &Cluster) -> BTreeMap<Key, Record> {
-    let keys = machine.tasks.keys().cloned().map(Key::Task);
+    let keys = machine.tasks.keys().map(|key| Key::Task(TaskKey::clone(key)));
     let keys = keys
         .chain(machine.leases.keys().cloned().map(Key::Lease))
         .chain(machine.workers.keys().cloned().map(Key::Worker));

@@ -227,7 +227,7 @@ impl Cluster {
         // No id is less than one space.
         let first = TaskKey::parse(job.as_str(), " ").ok()?;
         let of_job = self.tasks.range(first..).take_while(|(key, _)| key.job == *job);
-        of_job.filter(|(_, task)| !task.is_ended()).map(|(key, _)| key).next()
+        of_job.filter(|(_, task)| !task.is_ended()).map(|(key, _)| key.as_ref()).next()
     }
 
     /// Assign what can be assigned, at most [`STEP_MAX`] tasks; the rest follows with [`Effect::PlaceMore`].

@@ -116,9 +116,9 @@ impl Cluster {
             });
         }
         let has: BTreeSet<(&TaskKey, u32)> = known.iter().map(|(key, attempt)| (key, *attempt)).collect();
-        for key in self.index.load(id).map(|load| load.tasks.clone()).unwrap_or_default() {
-            let Some(task) = self.tasks.get(&key) else { continue };
-            let attempt = task.attempts;
+        for key in self.index.load(id).iter().flat_map(|load| &load.tasks) {
+            let Some(task) = self.tasks.get(key) else { continue };
+            let (key, attempt) = (TaskKey::clone(key), task.attempts);
             if !has.contains(&(&key, attempt)) {
                 out.effect(Effect::Dispatch {
                     worker: id.clone(),
@@ -195,7 +195,7 @@ impl Cluster {
         let assigned: Vec<TaskKey> = self
             .index
             .load(id)
-            .map(|load| load.tasks.iter().take(left).cloned().collect())
+            .map(|load| load.tasks.iter().take(left).map(|key| TaskKey::clone(key)).collect())
             .unwrap_or_default();
         for key in assigned {
             self.lose_task(&key, id, loss, now, out);
