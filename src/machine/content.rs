@@ -53,7 +53,7 @@ impl fmt::Debug for PayloadRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// At most [`INLINE_MAX`] bytes.
-    Inline(Vec<u8>),
+    Inline(#[serde(with = "at_once")] Vec<u8>),
     /// A payload file that was durable before the command that carries this reference was made.
     Stored(PayloadRef),
 }
@@ -83,6 +83,19 @@ impl Content {
     /// True when there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Bytes in one piece and not one by one: stored the same, and read in a fraction of the time.
+mod at_once {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(<[u8]>::to_vec)
     }
 }
 

@@ -123,6 +123,7 @@ fn checksum(key: &[u8], start: &[u8], body: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::content::Content;
     use proptest::prelude::*;
     use serde::Deserialize;
 
@@ -189,6 +190,15 @@ mod tests {
         let hostile = b"\xfd\xff\xff\xff\xff\xff\xff\xff\xff";
         assert!(matches!(decode::<Vec<u8>>(hostile), Err(DecodeError::Malformed(_))));
         assert!(matches!(decode::<String>(hostile), Err(DecodeError::Malformed(_))));
+    }
+
+    #[test]
+    fn content_in_one_piece_is_stored_as_its_length_and_its_bytes() {
+        let content = Content::Inline(vec![7, 0, 255]);
+        assert_eq!(encode(&content), [0, 3, 7, 0, 255]);
+        assert_eq!(decode(&[0, 3, 7, 0, 255]), Ok(content));
+        let hostile = b"\0\xfd\xff\xff\xff\xff\xff\xff\xff\xff";
+        assert!(matches!(decode::<Content>(hostile), Err(DecodeError::Malformed(_))));
     }
 
     proptest! {
