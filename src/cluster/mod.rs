@@ -30,7 +30,7 @@ use crate::wire::fedbroker::v1::peer_server::PeerServer;
 use crate::wire::fedvision::framework::cluster::cluster_manager_server::ClusterManagerServer;
 use crate::wire::serve::{PeerService, bind, incoming, metered_server};
 use anyhow::Context;
-use parts::Shared;
+use parts::{Shared, SharedParts};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Super
         instance,
         ..
     } = opened;
-    let shared = Shared {
+    let shared = Arc::new(SharedParts {
         handle: engine.handle(),
         payloads,
         hub: Arc::default(),
@@ -112,7 +112,7 @@ pub async fn start(settings: Settings, listener: TcpListener, supervisor: &Super
         supervisor: supervisor.clone(),
         silence: settings.silence,
         heartbeat: worker_stream::heartbeat(settings.silence),
-    };
+    });
     let (later, timers) = mpsc::unbounded_channel();
     engine.start(supervisor, effects::sink(shared.hub.clone(), later))?;
     shared.handle.send(Command::Started).await.context("cannot record the start")?;

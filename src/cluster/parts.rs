@@ -14,9 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
 
-/// Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Shared {
+/// Every call and every stream has it.
+pub(super) type Shared = Arc<SharedParts>;
+
+/// See [`Shared`].
+pub(super) struct SharedParts {
     /// The door to the loop.
     pub(super) handle: Handle<Cluster>,
     /// Task contents.
@@ -33,7 +35,7 @@ pub(super) struct Shared {
     pub(super) heartbeat: Duration,
 }
 
-impl Shared {
+impl SharedParts {
     /// A durable record, for an answer over the wire.
     pub(super) async fn record(&self, key: Key) -> Result<Option<Record>, Status> {
         let read = self.handle.reader().fetch(key).await.map_err(convert::unavailable)?;

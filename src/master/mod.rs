@@ -59,9 +59,11 @@ const PARTY_MAX: usize = 128;
 /// The longest payload, bytes: a message of the wire and a little more.
 const PAYLOAD_MAX: u64 = MESSAGE_MAX as u64 + 1024 * 1024;
 
-/// What every part of the master shares. Cheap to clone.
-#[derive(Clone)]
-pub struct Shared {
+/// What every part of the master shares: one for each role, since every request and every step of a job has it.
+pub type Shared = Arc<SharedParts>;
+
+/// See [`Shared`].
+pub struct SharedParts {
     /// This party.
     pub party: PartyId,
     /// The door to the machine.
@@ -135,7 +137,7 @@ impl Subscription {
     }
 }
 
-impl Shared {
+impl SharedParts {
     /// Make bytes fit for a record: small ones inline, large ones into a durable file that the pin keeps until the record refers to it.
     ///
     /// # Errors
@@ -249,7 +251,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         instance: opened.instance.clone(),
         head: opened.engine.report.next_seq - 1,
     };
-    let shared = Shared {
+    let shared = Arc::new(SharedParts {
         party,
         handle: opened.engine.handle(),
         payloads: opened.payloads,
@@ -270,7 +272,7 @@ pub async fn serve(options: MasterOptions, supervisor: Supervisor) -> anyhow::Re
         working: Working::default(),
         index: index.clone(),
         logs: Logs::new(cluster.clone()),
-    };
+    });
 
     let (effects, queue) = mpsc::unbounded_channel();
     let probe = Probe::new(coordinator.clone(), "master");
