@@ -12,7 +12,9 @@ use crate::store::payload::Pinned;
 use crate::supervisor::Supervisor;
 use crate::wire::fedbroker::v1::{SubmitTask, TaskSubmitted};
 use crate::wire::fedvision::framework::Task;
+use crate::wire::pieces;
 use crate::wire::task_stream::TASK_MAX;
+use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -28,8 +30,8 @@ type Answers = mpsc::Sender<Result<TaskSubmitted, Status>>;
 
 /// Check a task and hand it to the machine. Within: whether the rules allow it.
 pub(super) async fn submit(shared: &Shared, task: Task) -> Result<Result<(), Rejection>, Status> {
-    let bytes = task.encode_to_vec();
-    // Hundreds of megabytes, perhaps, which would be there a third time when the task goes out.
+    let pieces = pieces::of_task(&task);
+    // What may be hundreds of megabytes is among the pieces only, and gone once it is kept.
     drop(task.task);
     let key = convert::key(task.job_id, task.task_id)?;
     let task_type = TypeName::parse(task.task_type).map_err(|error| convert::bad("task_type", &error.why))?;
@@ -37,7 +39,7 @@ pub(super) async fn submit(shared: &Shared, task: Task) -> Result<Result<(), Rej
         "" => None,
         name => Some(WorkerId::parse(name).map_err(|error| convert::bad("assignee", &error.why))?),
     };
-    let (content, fingerprint, pinned) = content(shared, bytes).await?;
+    let (content, fingerprint, pinned) = content(shared, pieces).await?;
     let command = Command::Submit(Submission {
         key: key.clone(),
         task_type,
@@ -56,17 +58,22 @@ pub(super) async fn submit(shared: &Shared, task: Task) -> Result<Result<(), Rej
 }
 
 /// The content as a record holds it, durable if it is a file; the pin goes with the command.
-async fn content(shared: &Shared, bytes: Vec<u8>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
+async fn content(shared: &Shared, pieces: Vec<Bytes>) -> Result<(Content, [u8; 32], Option<Pinned>), Status> {
     let payloads = shared.payloads.clone();
-    let is_small = Content::fits(bytes.len());
-    let keep = move || (<[u8; 32]>::from(Sha256::digest(&bytes)), payloads.keep(bytes));
-    let (fingerprint, kept) = if is_small {
+    let is_small = Content::fits(pieces::len(&pieces));
+    let keep = move || payloads.keep(&pieces);
+    let kept = if is_small {
         // No disk, no thread.
         keep()
     } else {
         Supervisor::blocking(keep).await.map_err(convert::unavailable)?
     };
     let (content, pinned) = kept.map_err(convert::unavailable)?;
+    let fingerprint = match &content {
+        Content::Inline(bytes) => Sha256::digest(bytes).into(),
+        // The same of the same bytes, taken on their way to the disk.
+        Content::Stored(payload) => payload.hash,
+    };
     Ok((content, fingerprint, pinned))
 }
 

@@ -10,9 +10,9 @@ use crate::machine::outcome::End;
 use crate::store;
 use crate::store::payload::{Payloads, Pinned};
 use crate::wire::fedbroker::v1 as ours;
-use crate::wire::fedvision::framework::{Task, coordinator::proposal};
+use crate::wire::fedvision::framework::coordinator::proposal;
 use crate::wire::metadata;
-use prost::Message;
+use crate::wire::pieces;
 use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
@@ -39,10 +39,10 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, owner: Optio
                 "tasks: task {task_id} must carry the job_id of the proposal"
             )));
         }
-        let bytes = task.encode_to_vec();
-        fingerprint.add(&bytes);
+        let pieces = pieces::of_task(task);
+        fingerprint.add(&pieces);
         let content = if keep {
-            let (content, pin) = payloads.keep(bytes).map_err(|error| store_failed(&error))?;
+            let (content, pin) = payloads.keep(&pieces).map_err(|error| store_failed(&error))?;
             pins.extend(pin);
             content
         } else {
@@ -69,31 +69,22 @@ struct Fingerprint(Sha256);
 impl Fingerprint {
     fn new(request: &proposal::Req) -> Self {
         let mut fingerprint = Self(Sha256::new());
-        fingerprint.add(request.job_type.as_bytes());
+        fingerprint.add(&[request.job_type.as_bytes()]);
         for number in [request.proposal_wait_time, request.minimum_acceptance, request.maximum_acceptance] {
             fingerprint.0.update(number.to_le_bytes());
         }
         fingerprint
     }
 
-    fn add(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+    fn add(&mut self, pieces: &[impl AsRef<[u8]>]) {
+        let len: usize = pieces.iter().map(|piece| piece.as_ref().len()).sum();
+        self.0.update((len as u64).to_le_bytes());
+        pieces.iter().for_each(|piece| self.0.update(piece));
     }
 
     fn finish(self) -> [u8; 32] {
         self.0.finalize().into()
     }
-}
-
-/// The task behind a content, `None` if it is no longer kept. Blocks.
-pub(super) fn task(payloads: &Payloads, content: &Content) -> Result<Option<Task>, Status> {
-    let Some(bytes) = payloads.load(content).map_err(|error| store_failed(&error))? else {
-        return Ok(None);
-    };
-    Task::decode(bytes::Bytes::from(bytes))
-        .map(Some)
-        .map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))
 }
 
 /// The identity of the caller's data directory, when it is one of ours.
@@ -210,6 +201,8 @@ pub(super) fn verdict(verdict: Verdict, reason: &str) -> tonic::Response<proposa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::fedvision::framework::Task;
+    use prost::Message;
 
     #[test]
     fn reasons_are_ascii_and_success_has_none() {
@@ -222,7 +215,7 @@ mod tests {
     fn fingerprints_tell_requests_apart_and_leave_the_job_id_out() {
         let of = |request: &proposal::Req| {
             let mut fingerprint = Fingerprint::new(request);
-            request.tasks.iter().for_each(|task| fingerprint.add(&task.encode_to_vec()));
+            request.tasks.iter().for_each(|task| fingerprint.add(&[task.encode_to_vec()]));
             fingerprint.finish()
         };
         let task = |id: &str| Task {

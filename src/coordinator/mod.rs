@@ -19,6 +19,7 @@ use crate::observe;
 use crate::store::Error;
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
+use crate::wire::body::Answering;
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedbroker::v1::federation_server::FederationServer;
 use crate::wire::fedbroker::v1::peer_server::PeerServer;
@@ -169,7 +170,7 @@ impl Bound {
         let peer = PeerServer::new(PeerService { role: ROLE, instance });
         let incoming = serve::incoming(listener);
         let router = serve::metered_server(supervisor.metrics())
-            .add_service(coordinator)
+            .add_service(Answering(coordinator))
             .add_service(federation)
             .add_service(peer);
         let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());

@@ -5,13 +5,19 @@
 
 use super::convert::{self, bad_id, refused};
 use super::hub::{Hub, Item, STREAM_BUFFER};
-use crate::engine::{Handle, Refusal};
+use crate::engine::{Handle, Refusal, outgoing};
+use crate::machine::content::Content;
 use crate::machine::coordinator::{Command, Coordinator, Key, Record, Rejection, Reply, job_of};
 use crate::machine::ids::{JobId, PartyId, ProposalId};
 use crate::store::payload::Payloads;
 use crate::supervisor::{Policy, Supervisor};
+use crate::wire::body;
+use crate::wire::fedvision::framework::Task;
 use crate::wire::fedvision::framework::coordinator::{coordinator_server, fetch_task, leave, proposal, subscribe};
 use crate::wire::metadata;
+use crate::wire::pieces::before;
+use futures_util::TryStreamExt;
+use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -116,21 +122,7 @@ impl coordinator_server::Coordinator for Service {
             reply = self.handle.send(command).await.map_err(refused)?;
         }
         let status = match reply {
-            Reply::Ready(content) => {
-                let payloads = self.payloads.clone();
-                let task = Supervisor::blocking(move || convert::task(&payloads, &content))
-                    .await
-                    .map_err(internal)??;
-                let status = if task.is_some() {
-                    fetch_task::Status::Ready
-                } else {
-                    fetch_task::Status::Timeout
-                };
-                return Ok(Response::new(fetch_task::Rep {
-                    status: status.into(),
-                    task,
-                }));
-            }
+            Reply::Ready(content) => return self.ready(content).await,
             Reply::NotFound => fetch_task::Status::NotFound,
             Reply::NotAllow => fetch_task::Status::NotAllow,
             Reply::Timeout => fetch_task::Status::Timeout,
@@ -156,6 +148,34 @@ impl coordinator_server::Coordinator for Service {
 }
 
 impl Service {
+    /// The task of a party. Its content is the encoded task: a large one goes out as it is read, so that many parties at once cost no memory.
+    async fn ready(&self, content: Content) -> Result<Response<fetch_task::Rep>, Status> {
+        let mut reply = fetch_task::Rep {
+            status: fetch_task::Status::Ready.into(),
+            task: None,
+        };
+        let payload = match content {
+            Content::Inline(bytes) => {
+                let task = Task::decode(bytes.as_slice());
+                reply.task = Some(task.map_err(|error| Status::internal(format!("the recorded task does not decode: {error}")))?);
+                return Ok(Response::new(reply));
+            }
+            Content::Stored(payload) => payload,
+        };
+        let payloads = self.payloads.clone();
+        let pieces = Supervisor::blocking(move || payloads.pieces(&payload)).await.map_err(internal)?;
+        let Some(pieces) = pieces.map_err(|error| convert::store_failed(&error))? else {
+            // It is no longer kept.
+            reply.status = fetch_task::Status::Timeout.into();
+            return Ok(Response::new(reply));
+        };
+        let read = outgoing::stream(pieces).inspect_err(|error| tracing::error!(%error, "a task cannot be read"));
+        let answer = body::answer(&before(&reply, 2, payload.len), payload.len, read)?;
+        let mut response = Response::new(reply);
+        response.extensions_mut().insert(answer);
+        Ok(response)
+    }
+
     /// The recorded verdict on a job's proposal, after its close.
     async fn verdict(&self, job: JobId) -> Result<Response<proposal::Rep>, Status> {
         let record = self.handle.reader().fetch(Key::Proposal(job)).await.map_err(internal)?;

@@ -8,6 +8,7 @@ pub mod backup;
 pub mod clock;
 mod commit;
 pub mod open;
+pub mod outgoing;
 pub mod projection;
 mod prove;
 pub mod reader;

@@ -6,12 +6,15 @@
 
 use super::program_toml::ENDPOINTS_MAX;
 use super::schema::{integer, small};
-use super::{BadJob, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, pack, task, unpack};
+use super::{BadJob, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, task, unpack};
 use crate::machine::outcome::{End, Outcome};
 use crate::machine::plan::Plan;
+use crate::wire::Any;
 use crate::wire::fedbroker::v1::DummyTask;
 use crate::wire::fedvision::framework::Task;
+use crate::wire::pieces;
 use bytes::Bytes;
+use prost::Message;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -57,14 +60,15 @@ pub(super) fn plan(config: &Value) -> Result<Plan, BadJob> {
 
 #[expect(clippy::unnecessary_wraps, reason = "the shape all types have")]
 pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, PrepareError> {
-    let payload = pack(
-        &DummyTask {
-            sleep_ms: integer(&input.config, "sleep_ms", 0),
-            fail: input.config["fail"].as_bool().unwrap_or(false),
-            payload: filler(&input.job_id, integer(&input.config, "payload_bytes", 0)),
-        },
-        TYPE_URL,
-    );
+    let dummy = DummyTask {
+        sleep_ms: integer(&input.config, "sleep_ms", 0),
+        fail: input.config["fail"].as_bool().unwrap_or(false),
+        payload: Bytes::new(),
+    };
+    let payload = Any {
+        type_url: TYPE_URL.to_owned(),
+        value: filled(&dummy, &input.job_id, integer(&input.config, "payload_bytes", 0)),
+    };
     let [trainer, aggregator] = TASK_TYPES;
     let trainers = (0..plan.workers).map(|i| task(&input.job_id, format!("trainer_{i}"), trainer, payload.clone()));
     Ok(Prepared {
@@ -73,8 +77,21 @@ pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, Prep
     })
 }
 
+/// A task that has no payload, encoded with one of `len` bytes, which are written once and where they stay.
+fn filled(dummy: &DummyTask, job: &str, len: u64) -> Bytes {
+    if len == 0 {
+        return dummy.encode_to_vec().into();
+    }
+    let head = pieces::before(dummy, 3, len);
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity((head.len() + len).next_multiple_of(8) + 8);
+    bytes.extend_from_slice(&head);
+    fill(&mut bytes, job, len);
+    bytes.into()
+}
+
 /// Bytes that do not repeat, and differ from job to job: nothing on their way can make them fewer.
-fn filler(job: &str, len: u64) -> Bytes {
+fn fill(bytes: &mut Vec<u8>, job: &str, len: usize) {
     let mut state = job
         .bytes()
         .fold(0x9e37_79b9_7f4a_7c15u64, |state, byte| state.rotate_left(8) ^ u64::from(byte));
@@ -85,11 +102,9 @@ fn filler(job: &str, len: u64) -> Bytes {
         state ^= state << 17;
         state.to_le_bytes()
     });
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
+    let end = bytes.len() + len;
     words.take(len.div_ceil(8)).for_each(|word| bytes.extend_from_slice(&word));
-    bytes.truncate(len);
-    bytes.into()
+    bytes.truncate(end);
 }
 
 pub(super) fn stage(task: Task) -> Result<Staged, String> {
@@ -117,4 +132,24 @@ pub(super) async fn run(dummy: Staged, cancel: CancellationToken) -> Outcome {
         return Outcome::without_process(End::Failed, "asked to fail");
     }
     Outcome::without_process(End::Succeeded, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filled_task_is_the_one_with_the_payload() {
+        for (sleep_ms, fail, len) in [(0, false, 0), (7, true, 1), (0, false, 8), (300, true, 100_001)] {
+            let dummy = DummyTask {
+                sleep_ms,
+                fail,
+                ..DummyTask::default()
+            };
+            let bytes = filled(&dummy, "j", len);
+            let read = DummyTask::decode(bytes.clone()).unwrap();
+            assert_eq!((read.sleep_ms, read.fail, read.payload.len() as u64), (sleep_ms, fail, len));
+            assert_eq!(read.encode_to_vec(), bytes);
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub(super) enum Failed {
     Busy(String),
     /// The peer said that it will never do this.
     Refused(String),
+    /// What is to be said to the peer cannot be read here.
+    Unreadable(String),
 }
 
 impl From<Status> for Failed {

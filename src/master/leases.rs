@@ -201,7 +201,7 @@ impl Leases {
                         self.answered(order, Some(Ok(lease)));
                         continue;
                     }
-                    Err(Failed::Refused(why)) => {
+                    Err(Failed::Refused(why) | Failed::Unreadable(why)) => {
                         self.answered(order, Some(Err(why)));
                         continue;
                     }

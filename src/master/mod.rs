@@ -14,6 +14,7 @@ mod reporter;
 pub mod rest;
 mod retention;
 mod runner;
+mod sending;
 mod settings;
 mod submitter;
 mod subscriber;
@@ -31,15 +32,17 @@ use crate::engine::open::open;
 use crate::engine::recover::RecoveryReport;
 use crate::job_types::exec::Shim;
 use crate::job_types::{Options as JobTypeOptions, Python, Registry};
-use crate::machine::content::Content;
+use crate::machine::content::{Content, PayloadRef};
 use crate::machine::ids::{PartyId, Timestamp};
 use crate::machine::master::{Effect, Key, Master, Record, Rules};
 use crate::store::Error as StoreError;
+use crate::store::payload::pieces::Pieces;
 use crate::store::payload::{Payloads, Pinned};
 use crate::supervisor::{Policy, Supervisor};
 use crate::telemetry::say;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, Probe};
 use crate::wire::metered::channel;
+use crate::wire::pieces;
 use crate::wire::serve::bind;
 use anyhow::Context;
 use bytes::Bytes;
@@ -138,28 +141,21 @@ impl Subscription {
 }
 
 impl SharedParts {
-    /// Make bytes fit for a record: small ones inline, large ones into a durable file that the pin keeps until the record refers to it.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub async fn keep(&self, bytes: impl Into<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
-        let (payloads, bytes) = (self.payloads.clone(), bytes.into());
-        if Content::fits(bytes.len()) {
-            // No disk, no thread.
-            return Ok(payloads.keep(bytes)?);
-        }
-        Ok(Supervisor::blocking(move || payloads.keep(bytes)).await??)
-    }
-
-    /// [`Shared::keep`] for what cannot be asked for again: a full disk or too many open files are waited out.
+    /// Make bytes, which come in pieces, fit for a record: few of them inline, many in a durable file that the pin keeps until the record refers to it.
+    /// They cannot be asked for again: a full disk or too many open files are waited out.
     ///
     /// # Errors
     /// The bytes can never be kept.
-    pub async fn keep_patiently(&self, bytes: impl Into<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
-        let bytes = bytes.into();
+    pub async fn keep_patiently(&self, pieces: Vec<Bytes>) -> anyhow::Result<(Content, Option<Pinned>)> {
+        if Content::fits(pieces::len(&pieces)) {
+            // No disk, no thread.
+            return Ok(self.payloads.keep(&pieces)?);
+        }
         let mut backoff = Backoff::new();
         loop {
-            match self.keep(bytes.clone()).await {
+            let (payloads, pieces) = (self.payloads.clone(), pieces.clone());
+            let kept = Supervisor::blocking(move || payloads.keep(&pieces)).await?;
+            match kept.map_err(anyhow::Error::new) {
                 Err(error) if is_passing(&error) => tracing::error!(error = format!("{error:#}"), "cannot keep content, trying again"),
                 kept => return kept,
             }
@@ -172,19 +168,35 @@ impl SharedParts {
     /// # Errors
     /// The file is damaged or gone.
     pub async fn load(&self, content: &Content) -> anyhow::Result<Vec<u8>> {
-        if let Content::Inline(bytes) = content {
-            return Ok(bytes.clone());
+        match content {
+            Content::Inline(bytes) => Ok(bytes.clone()),
+            Content::Stored(payload) => self.read_patiently(*payload, Payloads::load_stored).await,
         }
+    }
+
+    /// The bytes of a payload file, one piece at a time. What may pass is waited out until there is a first one.
+    ///
+    /// # Errors
+    /// The file is damaged at first sight, or gone.
+    pub async fn open(&self, payload: PayloadRef) -> anyhow::Result<Pieces> {
+        self.read_patiently(payload, Payloads::pieces).await
+    }
+
+    async fn read_patiently<T: Send + 'static>(
+        &self,
+        payload: PayloadRef,
+        read: fn(&Payloads, &PayloadRef) -> Result<Option<T>, StoreError>,
+    ) -> anyhow::Result<T> {
         let mut backoff = Backoff::new();
         loop {
-            let (payloads, content) = (self.payloads.clone(), content.clone());
-            let loaded = Supervisor::blocking(move || payloads.load(&content)).await?;
-            match loaded
+            let payloads = self.payloads.clone();
+            let read = Supervisor::blocking(move || read(&payloads, &payload)).await?;
+            match read
                 .map_err(anyhow::Error::new)
-                .and_then(|bytes| bytes.context("the content was released meanwhile"))
+                .and_then(|read| read.context("the content was released meanwhile"))
             {
                 Err(error) if is_passing(&error) => tracing::error!(error = format!("{error:#}"), "cannot read content, trying again"),
-                loaded => return loaded,
+                read => return read,
             }
             backoff.wait().await;
         }

@@ -2,24 +2,29 @@
 
 use super::call::pause;
 use super::follower::signed;
+use super::sending::{self, Unsent};
 use super::settings::Settings;
 use super::subscriber::PEER;
 use super::turns::{Order, Turns};
 use super::waiting::Line;
 use super::{Shared, compile_dir};
 use crate::job_types::{PrepareInput, Prepared};
+use crate::machine::content::Content;
 use crate::machine::ids::{JobId, TaskId, TypeName};
 use crate::machine::master::records::{Failure, Job, JobState};
 use crate::machine::master::{Command, Key, LocalTask, Packed, Record, Rejection, Verdict};
 use crate::store::payload::Pinned;
+use crate::store::payload::pieces::Pieces;
 use crate::supervisor::Policy;
 use crate::telemetry::adopt;
-use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, hello};
+use crate::wire::body::Calling;
+use crate::wire::connect::{Backoff, PeerKind, hello};
 use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::coordinator::coordinator_client::CoordinatorClient;
 use crate::wire::fedvision::framework::coordinator::proposal;
 use crate::wire::metadata;
 use crate::wire::metered::Channel;
+use crate::wire::pieces;
 use bytes::Bytes;
 use prost::Message;
 use std::future::Future;
@@ -126,7 +131,7 @@ impl Runner {
             task.assignee = job.lease.as_ref().map(|lease| lease.worker.as_str().to_owned()).unwrap_or_default();
             let id = TaskId::parse(task.task_id.clone()).map_err(|error| Failure::because(error.to_string()))?;
             let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| Failure::because(error.to_string()))?;
-            let (content, pin) = self.shared.keep_patiently(task.encode_to_vec()).await.map_err(io_failure)?;
+            let (content, pin) = self.shared.keep_patiently(pieces::of_task(&task)).await.map_err(io_failure)?;
             pins.extend(pin);
             local.push(LocalTask {
                 task: id,
@@ -137,11 +142,8 @@ impl Runner {
         let proposal = match job.spec.plan.workers {
             0 => None,
             _ => {
-                let (content, pin) = self
-                    .shared
-                    .keep_patiently(encoded(request(job, prepared.proposal_tasks)))
-                    .await
-                    .map_err(io_failure)?;
+                let pieces = pieces::of_proposal(&request(job, prepared.proposal_tasks));
+                let (content, pin) = self.shared.keep_patiently(pieces).await.map_err(io_failure)?;
                 pins.extend(pin);
                 Some(content)
             }
@@ -170,12 +172,8 @@ impl Runner {
     /// A call that is out is waited for all the same: given up, it would leave the parties of a FedVision 0.1 coordinator waiting for ever.
     async fn verdict(&self, id: &JobId, step: u32, over: &CancellationToken) -> Option<Verdict> {
         let job = self.job(id, step).await?;
-        let request = match self.stored_request(&job).await {
-            Ok(request) => request,
-            Err(error) => return Some(Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))),
-        };
         let span = span_of("propose", &job);
-        let limit = Duration::from_secs(u64::from(request.proposal_wait_time)) + self.proposal_slack;
+        let limit = Duration::from_secs(u64::from(job.spec.plan.wait_s)) + self.proposal_slack;
         let mut backoff = Backoff::new();
         loop {
             if over.is_cancelled() {
@@ -194,6 +192,10 @@ impl Runner {
             if legacy && !self.takes_part(id, step).await {
                 continue;
             }
+            let request = match self.packed(&job).await {
+                Ok(request) => request,
+                Err(error) => return Some(unreadable(&error)),
+            };
             if legacy {
                 // From here on the outcome is unknown until the call is answered; a crash must find that written.
                 match self.shared.handle.send(Command::LegacyProposal { job: id.clone(), step }).await {
@@ -201,13 +203,16 @@ impl Runner {
                     Err(_) => return None,
                 }
             }
-            match tokio::time::timeout(limit, self.call(request.clone(), &kind).instrument(span.clone())).await {
+            let call = self.call(request, &kind, job.spec.plan.workers).instrument(span.clone());
+            match tokio::time::timeout(limit, call).await {
                 Ok(Ok(verdict)) => return Some(verdict),
-                Ok(Err(status)) if is_answer(&status, legacy) => {
+                // The coordinator did not get the last of it, and knows of no proposal.
+                Ok(Err(Unsent::Unreadable(error))) => return Some(unreadable(&error)),
+                Ok(Err(Unsent::Failed(status))) if is_answer(&status, legacy) => {
                     return Some(Verdict::Refused(refusal(&status)));
                 }
                 _ if legacy => return Some(Verdict::Unknown),
-                Ok(Err(status)) => {
+                Ok(Err(Unsent::Failed(status))) => {
                     self.note(id, step, format!("the coordinator cannot be reached: {}", status.message()))
                         .await
                 }
@@ -231,17 +236,19 @@ impl Runner {
         false
     }
 
-    async fn call(&self, request: proposal::Req, kind: &PeerKind) -> Result<Verdict, Status> {
-        let mut client = CoordinatorClient::new(self.coordinator.clone())
-            .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX);
-        let workers = request.minimum_acceptance;
-        // A coordinator of ours lets nobody else follow the job or cancel it.
-        let call = match kind {
-            PeerKind::Fedbroker { .. } => signed(request, &self.shared.instance),
-            PeerKind::FedVision => Request::new(request),
+    async fn call(&self, request: Packing, kind: &PeerKind, workers: u32) -> Result<Verdict, Unsent> {
+        let reply = match request {
+            Packing::Small(request) => {
+                let mut client = CoordinatorClient::new(self.coordinator.clone());
+                client.proposal(self.addressed(request, kind)).await?
+            }
+            Packing::Large(pieces) => {
+                let (body, broken) = sending::message(&Bytes::new(), pieces)?;
+                let mut client = CoordinatorClient::new(Calling::new(self.coordinator.clone(), body));
+                let answer = client.proposal(self.addressed(proposal::Req::default(), kind)).await;
+                answer.map_err(|status| broken.or(status))?
+            }
         };
-        let reply = client.proposal(call).await?;
         let why = reply
             .metadata()
             .get(metadata::REASON)
@@ -257,10 +264,20 @@ impl Runner {
         Ok(Verdict::Refused(why.unwrap_or(text)))
     }
 
-    async fn stored_request(&self, job: &Job) -> anyhow::Result<proposal::Req> {
-        let content = job.proposal.as_ref().ok_or_else(|| anyhow::anyhow!("it is gone"))?;
-        // From the buffer, not a slice: the payloads stay parts of it.
-        Ok(proposal::Req::decode(Bytes::from(self.shared.load(content).await?))?)
+    /// A coordinator of ours lets nobody else follow the job or cancel it.
+    fn addressed(&self, request: proposal::Req, kind: &PeerKind) -> Request<proposal::Req> {
+        match kind {
+            PeerKind::Fedbroker { .. } => signed(request, &self.shared.instance),
+            PeerKind::FedVision => Request::new(request),
+        }
+    }
+
+    async fn packed(&self, job: &Job) -> anyhow::Result<Packing> {
+        match job.proposal.as_ref() {
+            Some(Content::Inline(bytes)) => Ok(Packing::Small(proposal::Req::decode(bytes.as_slice())?)),
+            Some(Content::Stored(payload)) => Ok(Packing::Large(self.shared.open(*payload).await?)),
+            None => anyhow::bail!("it is gone"),
+        }
     }
 
     /// The durable record, if it still waits for this step.
@@ -290,6 +307,17 @@ impl Runner {
             tracing::debug!(?job, what, "a late outcome");
         }
     }
+}
+
+/// A packed proposal.
+enum Packing {
+    Small(proposal::Req),
+    /// The file is the encoded message.
+    Large(Pieces),
+}
+
+fn unreadable(error: &anyhow::Error) -> Verdict {
+    Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))
 }
 
 /// What comes of this, unless it is over before: then it is dropped where it stands.
@@ -346,44 +374,5 @@ fn request(job: &Job, tasks: Vec<WireTask>) -> proposal::Req {
         proposal_wait_time: job.spec.plan.wait_s,
         minimum_acceptance: job.spec.plan.workers,
         maximum_acceptance: job.spec.plan.workers,
-    }
-}
-
-/// The bytes of a proposal; each task is let go as soon as it is among them, so that hundreds of megabytes are not held twice. Messages written
-/// one after the other are one message that has the repeated fields of all.
-fn encoded(mut request: proposal::Req) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(request.encoded_len());
-    for task in std::mem::take(&mut request.tasks) {
-        let alone = proposal::Req {
-            tasks: vec![task],
-            ..proposal::Req::default()
-        };
-        alone.encode_raw(&mut bytes);
-    }
-    request.encode_raw(&mut bytes);
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proposal_encoded_by_parts_is_the_whole_one() {
-        let task = |id: &str| WireTask {
-            task_id: id.to_owned(),
-            ..WireTask::default()
-        };
-        let whole = proposal::Req {
-            job_id: "p1-1".into(),
-            job_type: "dummy".into(),
-            tasks: vec![task("trainer_0"), task("trainer_1")],
-            proposal_wait_time: 5,
-            minimum_acceptance: 2,
-            maximum_acceptance: 2,
-        };
-        let bytes = encoded(whole.clone());
-        assert_eq!(bytes.len(), whole.encoded_len());
-        assert_eq!(proposal::Req::decode(bytes.as_slice()).unwrap(), whole);
     }
 }

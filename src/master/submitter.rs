@@ -6,17 +6,20 @@
 
 use super::call::{Failed, pause};
 use super::leases::Leases;
+use super::sending::{self, Unsent};
 use super::settings::Settings;
 use super::turns::Order;
 use super::waiting::{Line, Place};
 use super::watch::Watcher;
 use super::{Shared, compile_dir};
 use crate::engine::Refusal;
+use crate::machine::content::Content;
 use crate::machine::ids::{JobId, TaskKey};
 use crate::machine::master::records::{Job, Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
+use crate::wire::body::Calling;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe};
 use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
 use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ForgetJobRequest, ReleaseLeaseRequest};
@@ -24,6 +27,7 @@ use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
 use crate::wire::fedvision::framework::cluster::{task_resource_require, task_submit};
 use crate::wire::metered::Channel;
+use crate::wire::pieces::before;
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -74,6 +78,8 @@ enum Waits {
 enum Unanswered {
     /// The peer will never do this.
     Refused,
+    /// What is to be said cannot be read.
+    Unreadable(String),
     /// Nobody waits for it any more.
     Over,
 }
@@ -178,10 +184,16 @@ impl Submitter {
                     () = pause(tries) => {}
                     () = self.until_over(&waits, moved) => return,
                 }
-                let Some(task) = Box::pin(self.task(&key)).await else { return };
-                let answer = match self.until_answered(&waits, moved, || self.submit(task.clone())).await {
+                let Some(content) = Box::pin(self.content(&key)).await else {
+                    return;
+                };
+                let answer = match self.until_answered(&waits, moved, || self.submit(&content)).await {
                     Ok(answer) => answer,
                     Err(Unanswered::Refused) => SubmitAnswer::Refused,
+                    Err(Unanswered::Unreadable(why)) => {
+                        let outcome = Outcome::without_process(End::Failed, format!("the stored task cannot be read: {why}"));
+                        return self.tell(Command::TaskEnded { key, outcome }).await;
+                    }
                     Err(Unanswered::Over) => return,
                 };
                 self.tell(Command::Submitted { key, tries, answer }).await;
@@ -302,6 +314,7 @@ impl Submitter {
                     tracing::debug!(?waits, why, "refused");
                     return Err(Unanswered::Refused);
                 }
+                Ok(Err(Failed::Unreadable(why))) => return Err(Unanswered::Unreadable(why)),
                 Ok(Err(Failed::Waiting(why) | Failed::Busy(why))) => why,
                 Ok(Err(Failed::Passing(why))) => self.unreachable(&why),
                 Err(_) => self.silent(),
@@ -395,13 +408,28 @@ impl Submitter {
         Ok(())
     }
 
-    async fn submit(&self, task: WireTask) -> Result<SubmitAnswer, Failed> {
+    /// One TaskSubmit call. The content of a task is the encoded task.
+    async fn submit(&self, content: &Content) -> Result<SubmitAnswer, Failed> {
         let kind = self.probe.kind().await?;
-        let reply = self
-            .fedvision()
-            .task_submit(task_submit::Req { task: Some(task) })
-            .await?
-            .into_inner();
+        let unreadable = |error: anyhow::Error| Failed::Unreadable(format!("{error:#}"));
+        let reply = match content {
+            Content::Inline(bytes) => {
+                let task = WireTask::decode(bytes.as_slice()).map_err(|error| unreadable(error.into()))?;
+                self.fedvision().task_submit(task_submit::Req { task: Some(task) }).await?
+            }
+            Content::Stored(payload) => {
+                let pieces = Box::pin(self.shared.open(*payload)).await.map_err(unreadable)?;
+                let head = before(&task_submit::Req::default(), 1, payload.len);
+                let (body, broken) = sending::message(&head, pieces)?;
+                let mut client = ClusterManagerClient::new(Calling::new(self.channel.clone(), body));
+                let call = Box::pin(client.task_submit(task_submit::Req::default()));
+                call.await.map_err(|status| match broken.or(status) {
+                    Unsent::Unreadable(error) => unreadable(error),
+                    Unsent::Failed(status) => status.into(),
+                })?
+            }
+        };
+        let reply = reply.into_inner();
         Ok(match (reply.status(), kind) {
             (task_submit::Status::Success, PeerKind::Fedbroker { .. }) => SubmitAnswer::Taken,
             (task_submit::Status::Success, PeerKind::FedVision) => SubmitAnswer::TakenUnwatched,
@@ -445,19 +473,10 @@ impl Submitter {
     }
 
     /// The task to send, if it still waits to be sent.
-    async fn task(&self, key: &TaskKey) -> Option<WireTask> {
-        let content = match self.shared.record(Key::Task(key.clone())).await {
-            Some(Record::Task(task)) if task.state == TaskState::Queued => task.content?,
-            _ => return None,
-        };
-        let bytes = self.shared.load(&content).await;
-        match bytes.and_then(|bytes| Ok(WireTask::decode(bytes::Bytes::from(bytes))?)) {
-            Ok(task) => Some(task),
-            Err(error) => {
-                let outcome = Outcome::without_process(End::Failed, format!("the stored task cannot be read: {error:#}"));
-                self.tell(Command::TaskEnded { key: key.clone(), outcome }).await;
-                None
-            }
+    async fn content(&self, key: &TaskKey) -> Option<Content> {
+        match self.shared.record(Key::Task(key.clone())).await {
+            Some(Record::Task(task)) if task.state == TaskState::Queued => task.content,
+            _ => None,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::wire::fedvision::framework::coordinator::coordinator_client::Coordina
 use crate::wire::fedvision::framework::coordinator::{fetch_task, leave, subscribe};
 use crate::wire::metadata;
 use crate::wire::metered::Channel;
-use prost::Message;
+use crate::wire::pieces;
 use std::future::Future;
 use std::time::Duration;
 use tonic::{Code, Request, Status};
@@ -262,7 +262,7 @@ impl Subscriber {
         Span::current().record("job", key.job.as_str()).record("task", key.task.as_str());
         let task_type = TypeName::parse(task.task_type.clone()).map_err(|error| error.to_string())?;
         // An old coordinator may never give the task again, so a full disk must not lose it.
-        let kept = self.shared.keep_patiently(task.encode_to_vec()).await;
+        let kept = self.shared.keep_patiently(pieces::of_task(&task)).await;
         let (content, pin) = kept.map_err(|error| format!("cannot keep the task: {error:#}"))?;
         Ok((WonTask { key, task_type, content }, pin))
     }

@@ -14,6 +14,7 @@
 //! has [`frozen`](Payloads::freeze) all of them.
 
 mod files;
+pub mod pieces;
 
 use super::Error;
 use super::space::Space;
@@ -27,6 +28,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
@@ -136,12 +138,15 @@ impl Payloads {
         writer.finish()
     }
 
-    /// Make bytes fit for a record: few of them inline, many as a file, which the pin keeps until the record that refers to it is counted.
-    pub fn keep(&self, bytes: impl Into<Vec<u8>> + AsRef<[u8]>) -> Result<(Content, Option<Pinned>), Error> {
-        if Content::fits(bytes.as_ref().len()) {
-            return Ok((Content::Inline(bytes.into()), None));
+    /// Make bytes, which come in pieces, fit for a record: few of them inline, many as a file, which the pin keeps until the record that refers to it
+    /// is counted.
+    pub fn keep(&self, pieces: &[Bytes]) -> Result<(Content, Option<Pinned>), Error> {
+        if Content::fits(pieces.iter().map(Bytes::len).sum()) {
+            return Ok((Content::Inline(pieces.concat()), None));
         }
-        let pinned = self.put(bytes.as_ref())?;
+        let mut writer = self.writer()?;
+        pieces.iter().try_for_each(|piece| writer.write(piece))?;
+        let pinned = writer.finish()?;
         Ok((Content::Stored(*pinned), Some(pinned)))
     }
 
@@ -149,10 +154,15 @@ impl Payloads {
     pub fn load(&self, content: &Content) -> Result<Option<Vec<u8>>, Error> {
         match content {
             Content::Inline(bytes) => Ok(Some(bytes.clone())),
-            Content::Stored(payload) => match self.pin(payload) {
-                Some(_pin) => self.get(payload).map(Some),
-                None => Ok(None),
-            },
+            Content::Stored(payload) => self.load_stored(payload),
+        }
+    }
+
+    /// The bytes of a payload file; `None` if it was released since the record was read.
+    pub fn load_stored(&self, payload: &PayloadRef) -> Result<Option<Vec<u8>>, Error> {
+        match self.pin(payload) {
+            Some(_pin) => self.get(payload).map(Some),
+            None => Ok(None),
         }
     }
 

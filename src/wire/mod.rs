@@ -3,10 +3,12 @@
 //! The message types follow the package names, so `fedvision.framework.coordinator.Subscribe.REQ` is
 //! [`fedvision::framework::coordinator::subscribe::Req`]. Nothing here decides; the roles do.
 
+pub mod body;
 pub mod codec;
 pub mod connect;
 pub mod contact;
 pub mod metered;
+pub mod pieces;
 pub mod python_json;
 pub mod serve;
 pub mod task_stream;

@@ -21,6 +21,7 @@ mod reports;
 mod rest;
 mod restart;
 mod restart_others;
+mod sending;
 mod space;
 mod store_contract;
 mod store_sled;
