@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extern_path(".google.protobuf.Any", "crate::wire::Any")
         .bytes(".fedvision.paddle_fl")
         .bytes(".fedbroker.v1.DummyTask")
+        .bytes(".fedbroker.v1.TaskPiece")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! Called by the doors of this role. Decides nothing and keeps nothing.
 
+use super::dispatch::Part;
 use super::hub::Order;
 use crate::engine::Refusal;
 use crate::machine::cluster::Rejection;
@@ -53,6 +54,22 @@ pub(super) fn attempt_message(key: TaskKey, attempt: u32) -> ours::TaskAttempt {
         job_id: key.job.as_str().to_owned(),
         task_id: key.task.as_str().to_owned(),
         attempt,
+    }
+}
+
+pub(super) fn part_message(part: Part) -> ours::to_worker::Message {
+    use ours::to_worker::Message;
+    match part {
+        Part::Announced { attempt, bytes } => Message::Run(ours::RunTask {
+            task: None,
+            attempt,
+            content_bytes: bytes,
+        }),
+        Part::Piece(data) => Message::Piece(ours::TaskPiece { data, void: false }),
+        Part::Void => Message::Piece(ours::TaskPiece {
+            void: true,
+            ..Default::default()
+        }),
     }
 }
 

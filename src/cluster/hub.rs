@@ -42,6 +42,14 @@ pub(super) enum Order {
     RemoveJob { job: JobId },
 }
 
+impl Order {
+    /// Run an attempt.
+    pub(super) fn run(key: &TaskKey, attempt: u32) -> Self {
+        let key = key.clone();
+        Self::Run { key, attempt }
+    }
+}
+
 /// Why no log can be asked of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoLine {

@@ -1,10 +1,11 @@
 //! The cluster manager: gives tasks to workers, and keeps what it has promised over any crash.
 //!
 //! Started by `cli` with [`serve`]. The decisions are in `machine::cluster`, the durability in `engine`; here are the doors (`fedvision`,
-//! `fedbroker`), the streams behind them (`worker_stream`, `watch`, `logs`), what is known only while it runs (`hub`), and the executor
+//! `fedbroker`), the streams behind them (`worker_stream` with `dispatch`, `watch`, `logs`), what is known only while it runs (`hub`), and the executor
 //! (`effects`). None of them may change state but by a command.
 
 mod convert;
+mod dispatch;
 mod effects;
 mod fedbroker;
 mod fedvision;

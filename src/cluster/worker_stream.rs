@@ -4,26 +4,23 @@
 //! cannot leave a session without an end. It must never decide: it carries commands in and orders out.
 
 use super::convert;
+use super::dispatch::{Orders, Part};
 use super::hub::{Connection, Order};
 use super::parts::Shared;
 use crate::engine::Refusal;
-use crate::machine::cluster::records::TaskState;
-use crate::machine::cluster::{Attach, Command, Key, Record, Rejection, Reply};
-use crate::machine::content::Content;
+use crate::machine::cluster::{Attach, Command, Rejection, Reply};
 use crate::machine::ids::{TaskKey, WorkerId};
-use crate::machine::outcome::{End, Outcome};
-use crate::supervisor::{Policy, Supervisor};
+use crate::machine::outcome::Outcome;
+use crate::supervisor::Policy;
 use crate::wire::fedbroker::v1 as ours;
 use crate::wire::fedvision::framework::Task;
 use crate::wire::fedvision::framework::cluster::enroll;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use prost::Message;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::Status;
-use tracing::{Instrument, Span};
 
-/// Messages between the reading of payloads and the network: a task may be as large as 512 MiB.
+/// Messages between the reading of payloads and the network: one may be a task of 512 MiB, for a worker that takes no pieces.
 pub(super) const MESSAGES: usize = 1;
 /// Reports of one worker that may wait for their barrier together.
 const REPORTS: usize = 64;
@@ -47,6 +44,10 @@ pub(super) trait Dialect: Send + 'static {
     fn other(order: Order) -> Option<Self>
     where
         Self: Sized;
+    /// A message of a task that goes in pieces; only asked of a worker that takes them.
+    fn part(part: Part) -> Option<Self>
+    where
+        Self: Sized;
 }
 
 impl Dialect for enroll::Rep {
@@ -61,6 +62,9 @@ impl Dialect for enroll::Rep {
         None
     }
     fn other(_: Order) -> Option<Self> {
+        None
+    }
+    fn part(_: Part) -> Option<Self> {
         None
     }
 }
@@ -87,7 +91,11 @@ pub(super) fn to_worker(message: ours::to_worker::Message) -> ours::ToWorker {
 impl Dialect for ours::ToWorker {
     fn run(task: Task, attempt: u32) -> Self {
         let task = Some(task);
-        to_worker(ours::to_worker::Message::Run(ours::RunTask { task, attempt }))
+        to_worker(ours::to_worker::Message::Run(ours::RunTask {
+            task,
+            attempt,
+            content_bytes: 0,
+        }))
     }
     fn kill(key: TaskKey, attempt: u32, reason: String) -> Option<Self> {
         let task = Some(convert::attempt_message(key, attempt));
@@ -100,6 +108,18 @@ impl Dialect for ours::ToWorker {
     fn other(order: Order) -> Option<Self> {
         convert::order_message(order).map(to_worker)
     }
+    fn part(part: Part) -> Option<Self> {
+        Some(to_worker(convert::part_message(part)))
+    }
+}
+
+/// What its attach says of a worker of ours.
+#[derive(Clone, Copy)]
+struct Takes {
+    /// It understands orders about logs.
+    logs: bool,
+    /// It takes the content of a task in pieces.
+    pieces: bool,
 }
 
 /// Attach until it is done; the answer is `Attached`.
@@ -124,7 +144,7 @@ pub(super) async fn lost(shared: &Shared, worker: WorkerId, session: u64) {
 /// Serve a 0.1 worker's stream until it ends or the worker falls silent. Its signs of life come as calls of their own.
 pub(super) async fn serve_legacy(shared: Shared, worker: WorkerId, session: u64, out: Stream<enroll::Rep>) {
     let Connection { orders, seen, closed, .. } = shared.hub.open(&worker, session, false);
-    let writer = write_orders(shared.clone(), worker.clone(), orders, out.clone());
+    let writer = Orders::new(&shared, &worker, orders, out.clone(), false).write();
     let silence = async { while tokio::time::timeout(shared.silence, seen.notified()).await.is_ok() {} };
     tokio::select! {
         () = writer => {}
@@ -137,16 +157,16 @@ pub(super) async fn serve_legacy(shared: Shared, worker: WorkerId, session: u64,
 }
 
 /// Serve the stream of one of our workers until it ends, falls silent or is replaced.
-pub(super) async fn serve_ours(
+async fn serve_ours(
     shared: Shared,
     worker: WorkerId,
     session: u64,
     inbound: tonic::Streaming<ours::FromWorker>,
     out: Stream<ours::ToWorker>,
-    logs: bool,
+    takes: Takes,
 ) {
-    let Connection { orders, line, closed, .. } = shared.hub.open(&worker, session, logs);
-    let writer = write_orders(shared.clone(), worker.clone(), orders, out.clone());
+    let Connection { orders, line, closed, .. } = shared.hub.open(&worker, session, takes.logs);
+    let writer = Orders::new(&shared, &worker, orders, out.clone(), takes.pieces).write();
     tokio::select! {
         () = writer => {}
         end = read_reports(&shared, &worker, session, inbound, line) => if let Err(status) = end {
@@ -194,7 +214,13 @@ async fn read_reports(
 }
 
 /// Acknowledged when it is durable, or when it is void for ever.
-async fn report_one(shared: &Shared, worker: &WorkerId, key: TaskKey, attempt: u32, outcome: Outcome) -> Result<(TaskKey, u32), Status> {
+pub(super) async fn report_one(
+    shared: &Shared,
+    worker: &WorkerId,
+    key: TaskKey,
+    attempt: u32,
+    outcome: Outcome,
+) -> Result<(TaskKey, u32), Status> {
     let command = Command::Report {
         worker: worker.clone(),
         key: key.clone(),
@@ -207,94 +233,23 @@ async fn report_one(shared: &Shared, worker: &WorkerId, key: TaskKey, attempt: u
     }
 }
 
-/// Write orders one at a time, so that no more than two contents of a worker are in memory: one read, one on its way.
-async fn write_orders<D: Dialect>(shared: Shared, worker: WorkerId, mut orders: mpsc::Receiver<Order>, out: Stream<D>) {
-    while let Some(order) = orders.recv().await {
-        let message = match order {
-            Order::Run { key, attempt } => match read_task(&shared, &worker, &key, attempt)
-                .instrument(span_of(&worker, &key, attempt))
-                .await
-            {
-                Ok(task) => task.map(|task| D::run(task, attempt)),
-                Err(unreadable) => {
-                    tracing::error!(task = %key, error = %unreadable, "task content cannot be read");
-                    let outcome = Outcome::without_process(End::Failed, format!("its content cannot be read: {unreadable}"));
-                    if report_one(&shared, &worker, key, attempt, outcome).await.is_err() {
-                        return;
-                    }
-                    None
-                }
-            },
-            Order::Kill { key, attempt, reason } => D::kill(key, attempt, reason),
-            Order::Acknowledge { key, attempt } => D::acknowledge(key, attempt),
-            order => D::other(order),
-        };
-        if let Some(message) = message
-            && out.send(Ok(message)).await.is_err()
-        {
-            return;
-        }
-    }
-}
-
-fn span_of(worker: &WorkerId, key: &TaskKey, attempt: u32) -> Span {
-    tracing::info_span!("dispatch", job = %key.job, task = %key.task, attempt, %worker)
-}
-
-/// Why a task cannot be sent.
-#[derive(Debug, thiserror::Error)]
-enum Unreadable {
-    #[error("{0}")]
-    Store(#[from] crate::store::Error),
-    #[error("it is not an encoded task: {0}")]
-    Decode(#[from] prost::DecodeError),
-    #[error("{0}")]
-    Pool(anyhow::Error),
-}
-
-/// The task, if this is still its current attempt on this worker.
-async fn read_task(shared: &Shared, worker: &WorkerId, key: &TaskKey, attempt: u32) -> Result<Option<Task>, Unreadable> {
-    let record = match shared
-        .handle
-        .reader()
-        .fetch(Key::Task(key.clone()))
-        .await
-        .map_err(Unreadable::Pool)??
-    {
-        Some(Record::Task(record)) => record,
-        _ => return Ok(None),
-    };
-    let worker = worker.clone();
-    if record.state != (TaskState::Assigned { worker, attempt }) {
-        return Ok(None);
-    }
-    let bytes = match record.content {
-        Content::Inline(bytes) => Some(bytes),
-        content => {
-            let payloads = shared.payloads.clone();
-            Supervisor::blocking(move || payloads.load(&content))
-                .await
-                .map_err(Unreadable::Pool)??
-        }
-    };
-    // None: released since the record was read: the task has ended.
-    Ok(bytes.map(|bytes| Task::decode(bytes::Bytes::from(bytes))).transpose()?)
-}
-
 /// The door of `Cluster/Attach`: the whole life of one stream.
 pub(super) async fn run_ours(shared: Shared, mut inbound: tonic::Streaming<ours::FromWorker>, out: Stream<ours::ToWorker>) {
     let request = match tokio::time::timeout(shared.silence, inbound.message()).await {
         Ok(Ok(Some(ours::FromWorker {
             message: Some(ours::from_worker::Message::Attach(attach)),
         }))) => {
-            let logs = attach.logs;
-            parse_attach(attach).map(|attach| (attach, logs))
+            let takes = Takes {
+                logs: attach.logs,
+                pieces: attach.pieces,
+            };
+            parse_attach(attach).map(|attach| (attach, takes))
         }
         Ok(Ok(Some(_))) => Err(convert::bad("message", "the first must be attach")),
         Ok(Ok(None) | Err(_)) => return,
         Err(_) => Err(Status::deadline_exceeded("no attach came in time")),
     };
-    let (request, logs) = match request {
+    let (request, takes) = match request {
         Ok(request) => request,
         Err(status) => {
             let _ = out.send(Err(status)).await;
@@ -308,7 +263,7 @@ pub(super) async fn run_ours(shared: Shared, mut inbound: tonic::Streaming<ours:
             let heartbeat_seconds = u32::try_from(shared.heartbeat.as_secs()).unwrap_or(u32::MAX).max(1);
             let attached = to_worker(ours::to_worker::Message::Attached(ours::Attached { heartbeat_seconds }));
             let _ = out.send(Ok(attached)).await;
-            serve_ours(shared, worker, session, inbound, out, logs).await;
+            serve_ours(shared, worker, session, inbound, out, takes).await;
         }
         Err(Refusal::Rejected(rejection)) => {
             tracing::info!(worker = %worker, reason = %rejection, "worker refused");

@@ -3,6 +3,7 @@
 //! Brings orders in and reports out until the stream ends. Reports are sent until the manager acknowledges them: all of them again
 //! at each attach, and again from time to time. Logs that the manager asks for go out behind them (`logs`).
 
+use super::incoming::{Incoming, Misfit};
 use super::logs::Requests;
 use super::table::Attempt;
 use super::{Ending, Worker};
@@ -41,6 +42,7 @@ pub(super) async fn session(worker: &Worker, channel: Channel) -> Ending {
         instance: worker.instance.clone(),
         known,
         logs: true,
+        pieces: true,
     };
     // The queue is empty and open.
     let _ = sender.send(message(from_worker::Message::Attach(attach))).await;
@@ -87,12 +89,16 @@ async fn converse(
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut repeat = tokio::time::interval_at(Instant::now() + REPEAT_EVERY, REPEAT_EVERY);
     repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let tasks = &worker.tasks;
+    let (tasks, mut pieces) = (&worker.tasks, Incoming::default());
     loop {
         let pending = tasks.has_reports();
         tokio::select! {
             incoming = stream.message() => match incoming {
-                Ok(Some(order)) => if let Some(order) = order.message { obey(worker, &mut requests, order) },
+                Ok(Some(order)) => if let Some(order) = order.message
+                    && let Err(misfit) = obey(worker, &mut requests, &mut pieces, order)
+                {
+                    return misfit.to_string();
+                },
                 Ok(None) => return "the manager ended the stream".to_owned(),
                 Err(status) => return status.message().to_owned(),
             },
@@ -110,12 +116,18 @@ async fn converse(
     }
 }
 
-fn obey(worker: &Worker, requests: &mut Requests, order: to_worker::Message) {
+fn obey(worker: &Worker, requests: &mut Requests, pieces: &mut Incoming, order: to_worker::Message) -> Result<(), Misfit> {
     match order {
         to_worker::Message::Run(run) => match run.task {
             Some(task) => worker.tasks.run(task, Some(run.attempt)),
+            None if run.content_bytes > 0 => pieces.announce(run.attempt, run.content_bytes)?,
             None => tracing::warn!("the manager sent a task without content"),
         },
+        to_worker::Message::Piece(piece) => {
+            if let Some((task, attempt)) = pieces.piece(&piece)? {
+                worker.tasks.run(task, Some(attempt));
+            }
+        }
         to_worker::Message::Kill(KillTask { task, reason }) => {
             if let Some(attempt) = task.and_then(from_wire) {
                 worker.tasks.kill(&attempt, reason);
@@ -140,6 +152,7 @@ fn obey(worker: &Worker, requests: &mut Requests, order: to_worker::Message) {
             tracing::warn!("the manager answered the attach twice");
         }
     }
+    Ok(())
 }
 
 fn message(message: from_worker::Message) -> FromWorker {

@@ -6,6 +6,7 @@
 mod attach;
 mod directory;
 mod enroll;
+mod incoming;
 mod log_file;
 mod logs;
 mod sweep;

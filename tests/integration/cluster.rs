@@ -1,5 +1,6 @@
 //! The cluster manager in this process, with tonic clients that play masters and workers of both kinds.
 
+mod pieces;
 mod submits;
 
 use fedbroker::cluster::{Settings, start};
@@ -218,6 +219,7 @@ fn introduction(instance: &str, known: Vec<ours::TaskAttempt>) -> ours::WorkerAt
         instance: instance.into(),
         known,
         logs: false,
+        pieces: false,
     }
 }
 

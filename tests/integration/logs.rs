@@ -154,6 +154,7 @@ impl Cluster {
             instance: "one".into(),
             known: Vec::new(),
             logs,
+            pieces: false,
         };
         line.send(from(from_worker::Message::Attach(attach))).await.unwrap();
         let mut orders = soon(self.ours().attach(ReceiverStream::new(receiver))).await.unwrap().into_inner();

@@ -12,6 +12,7 @@ mod federation;
 mod follow;
 mod gated;
 mod logs;
+mod memory;
 mod metrics;
 mod order;
 mod payloads;

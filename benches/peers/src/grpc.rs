@@ -150,7 +150,9 @@ impl Session {
 
     async fn obey(&mut self, order: ToWorker, ends: &Ends) -> anyhow::Result<()> {
         match order.message {
-            Some(to_worker::Message::Run(RunTask { task: Some(task), attempt })) => {
+            Some(to_worker::Message::Run(RunTask {
+                task: Some(task), attempt, ..
+            })) => {
                 let item = Item::from_payload(&task.task.context("a task without content")?.value)?;
                 ensure!(
                     attempt == 1 && item_of(&task.job_id, &task.task_id)? == item,

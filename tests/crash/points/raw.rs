@@ -154,6 +154,7 @@ impl Pair {
             instance: "the same".into(),
             known: Vec::new(),
             logs: false,
+            pieces: false,
         };
         let message = Some(from_worker::Message::Attach(attach));
         line.send(ours::FromWorker { message }).await.unwrap();

@@ -153,7 +153,28 @@ impl Manager {
     }
 
     pub async fn run(&self, task: Task, attempt: u32) {
-        self.order(to_worker::Message::Run(RunTask { task: Some(task), attempt })).await;
+        self.order(to_worker::Message::Run(RunTask {
+            task: Some(task),
+            attempt,
+            content_bytes: 0,
+        }))
+        .await;
+    }
+
+    /// Announce a task whose pieces follow.
+    pub async fn announce(&self, attempt: u32, content_bytes: u64) {
+        let task = None;
+        self.order(to_worker::Message::Run(RunTask {
+            task,
+            attempt,
+            content_bytes,
+        }))
+        .await;
+    }
+
+    pub async fn piece(&self, data: &[u8]) {
+        let data = bytes::Bytes::copy_from_slice(data);
+        self.order(to_worker::Message::Piece(TaskPiece { data, void: false })).await;
     }
 
     pub async fn kill(&self, task: TaskAttempt) {

@@ -2,6 +2,7 @@
 
 mod logs;
 mod manager;
+mod pieces;
 
 use fedbroker::config::WorkerOptions;
 use fedbroker::job_types::exec::Shim;
