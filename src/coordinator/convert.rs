@@ -2,8 +2,9 @@
 //!
 //! Called by `service`. Must never panic on what a peer sends, and never let a number or a text through that the machine does not bound.
 
+use super::intake::Kept;
 use crate::engine::Refusal;
-use crate::machine::content::Content;
+use crate::machine::content::{Content, PayloadRef};
 use crate::machine::coordinator::{Assignment, AssignmentState, Command, INSTANCE_MAX, Order, Rejection, TASKS_MAX, Verdict};
 use crate::machine::ids::{BadId, JobId, PartyId, TaskId, TypeName};
 use crate::machine::outcome::End;
@@ -23,15 +24,15 @@ pub(super) struct Prepared {
     pub(super) pins: Vec<Pinned>,
 }
 
-/// Check a proposal and store its tasks. Blocks.
-pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, owner: Option<String>) -> Result<Prepared, Status> {
+/// Check a proposal and store its tasks, but those that are kept already and have no payload in it. Blocks.
+pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, kept: &Kept, owner: Option<String>) -> Result<Prepared, Status> {
     let job = JobId::parse(request.job_id.as_str()).map_err(|error| bad_id(&error))?;
     let job_type = type_name(&request.job_type)?;
     // Refused by the machine for their number: nothing of them is kept.
     let keep = request.tasks.len() <= TASKS_MAX;
     let mut fingerprint = Fingerprint::new(request);
     let (mut tasks, mut pins) = (Vec::with_capacity(request.tasks.len()), Vec::new());
-    for task in &request.tasks {
+    for (place, task) in request.tasks.iter().enumerate() {
         let task_id = TaskId::parse(task.task_id.as_str()).map_err(|error| bad_id(&error))?;
         // A party that took it would count it as a task of that other job.
         if task.job_id != request.job_id {
@@ -39,14 +40,21 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, owner: Optio
                 "tasks: task {task_id} must carry the job_id of the proposal"
             )));
         }
-        let pieces = pieces::of_task(task);
-        fingerprint.add(&pieces);
-        let content = if keep {
-            let (content, pin) = payloads.keep(&pieces).map_err(|error| store_failed(&error))?;
-            pins.extend(pin);
-            content
-        } else {
-            Content::default()
+        let file = kept.0.iter().find(|(kept, _)| *kept == place).map(|(_, pin)| pin);
+        let content = match file {
+            _ if !keep => Content::default(),
+            Some(pin) => {
+                fingerprint.add_file(payloads, pin).map_err(|error| store_failed(&error))?;
+                pins.push(pin.clone());
+                Content::Stored(**pin)
+            }
+            None => {
+                let pieces = pieces::of_task(task);
+                fingerprint.add(&pieces);
+                let (content, pin) = payloads.keep(&pieces).map_err(|error| store_failed(&error))?;
+                pins.extend(pin);
+                content
+            }
         };
         tasks.push((task_id, content));
     }
@@ -80,6 +88,18 @@ impl Fingerprint {
         let len: usize = pieces.iter().map(|piece| piece.as_ref().len()).sum();
         self.0.update((len as u64).to_le_bytes());
         pieces.iter().for_each(|piece| self.0.update(piece));
+    }
+
+    fn add_file(&mut self, payloads: &Payloads, payload: &PayloadRef) -> Result<(), store::Error> {
+        self.0.update(payload.len.to_le_bytes());
+        let Some(mut reader) = payloads.pieces(payload)? else {
+            // It is pinned, so it was not let go.
+            return payloads.prove(payload);
+        };
+        while let Some(piece) = reader.read()? {
+            self.0.update(piece);
+        }
+        Ok(())
     }
 
     fn finish(self) -> [u8; 32] {

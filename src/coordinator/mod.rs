@@ -1,12 +1,13 @@
 //! The coordinator role: a durable machine behind the FedVision 0.1 gRPC service.
 //!
-//! Started by `cli`, or in-process by tests. `service` (FedVision 0.1's) and `federation` (our own) turn calls into commands, `hub` executes effects, the rules are in
+//! Started by `cli`, or in-process by tests. `service` (FedVision 0.1's, behind `intake`) and `federation` (our own) turn calls into commands, `hub` executes effects, the rules are in
 //! `machine::coordinator`. Nothing here outlives the process but what the engine has recorded.
 
 mod convert;
 mod federation;
 mod follow;
 mod hub;
+mod intake;
 mod service;
 
 use crate::config::CoordinatorOptions;
@@ -28,6 +29,7 @@ use crate::wire::serve::{self, PeerService};
 use anyhow::Context;
 use federation::{Federation, assignments};
 use hub::{Executor, Hub};
+use intake::Intake;
 use service::Service;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -161,16 +163,18 @@ impl Bound {
         let service = Service {
             handle,
             hub: hub.clone(),
-            payloads,
+            payloads: payloads.clone(),
             supervisor: supervisor.clone(),
         };
         let coordinator = CoordinatorServer::new(service)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
+        let inner = Answering(coordinator);
+        let coordinator = Intake { inner, payloads };
         let peer = PeerServer::new(PeerService { role: ROLE, instance });
         let incoming = serve::incoming(listener);
         let router = serve::metered_server(supervisor.metrics())
-            .add_service(Answering(coordinator))
+            .add_service(coordinator)
             .add_service(federation)
             .add_service(peer);
         let serving = router.serve_with_incoming_shutdown(incoming, supervisor.stopped());

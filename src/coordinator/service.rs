@@ -5,6 +5,7 @@
 
 use super::convert::{self, bad_id, refused};
 use super::hub::{Hub, Item, STREAM_BUFFER};
+use super::intake::Kept;
 use crate::engine::{Handle, Refusal, outgoing};
 use crate::machine::content::Content;
 use crate::machine::coordinator::{Command, Coordinator, Key, Record, Rejection, Reply, job_of};
@@ -83,8 +84,9 @@ impl coordinator_server::Coordinator for Service {
     /// Answers when the window closes. A caller that goes away changes nothing; the same request again joins or gets the verdict.
     async fn proposal(&self, request: Request<proposal::Req>) -> Result<Response<proposal::Rep>, Status> {
         let owner = convert::instance(request.metadata())?;
+        let kept = request.extensions().get::<Kept>().cloned().unwrap_or_default();
         let (payloads, request) = (self.payloads.clone(), request.into_inner());
-        let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request, owner)).await;
+        let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request, &kept, owner)).await;
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
         let reply = loop {

@@ -12,6 +12,7 @@ pub mod pieces;
 pub mod python_json;
 pub mod serve;
 pub mod task_stream;
+pub mod unpacking;
 
 /// `google.protobuf.Any`, with its value as a part of the buffer that the message came in: tasks carry hundreds of megabytes in it.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]

@@ -61,6 +61,20 @@ pub fn before(others: &impl Message, number: u8, len: u64) -> Bytes {
     pieces.open.freeze()
 }
 
+/// What is written of a task before a payload of `len` bytes, and what behind it. Its own payload has no bytes.
+pub fn around(task: &Task, len: usize) -> (Bytes, Bytes) {
+    let mut pieces = Pieces::default();
+    let mut before = Bytes::new();
+    pieces.task_around(task, len, |pieces| before = pieces.open.split().freeze());
+    (before, pieces.open.freeze())
+}
+
+/// Write a field of this number (at most 15) that is a message.
+pub fn put_message(to: &mut BytesMut, number: u8, message: &impl Message) {
+    to.put_slice(&before(&(), number, message.encoded_len() as u64));
+    message.encode(to).expect("a buffer that grows has room");
+}
+
 #[derive(Default)]
 struct Pieces {
     whole: Vec<Bytes>,
@@ -70,6 +84,16 @@ struct Pieces {
 
 impl Pieces {
     fn task(&mut self, task: &Task) {
+        let value = task.task.as_ref().map(|any| &any.value).filter(|value| !value.is_empty());
+        self.task_around(task, value.map_or(0, Bytes::len), |pieces| {
+            if let Some(value) = value {
+                pieces.value(value);
+            }
+        });
+    }
+
+    /// A task whose payload has `len` bytes, which `value` writes.
+    fn task_around(&mut self, task: &Task, len: usize, value: impl FnOnce(&mut Self)) {
         let Task {
             job_id,
             task_id,
@@ -84,16 +108,18 @@ impl Pieces {
             ..Default::default()
         });
         if let Some(any) = task {
-            self.key(4, any.encoded_len());
-            let Any { type_url, value } = any;
-            self.message(&Any {
-                type_url: type_url.clone(),
+            let any = Any {
+                type_url: any.type_url.clone(),
                 value: Bytes::new(),
-            });
-            if !value.is_empty() {
-                self.key(2, value.len());
-                self.value(value);
-            }
+            };
+            let payload = match len {
+                0 => Bytes::new(),
+                _ => before(&(), 2, len as u64),
+            };
+            self.key(4, any.encoded_len() + payload.len() + len);
+            self.message(&any);
+            self.open.put_slice(&payload);
+            value(self);
         }
         self.message(&Task {
             assignee: assignee.clone(),
@@ -133,13 +159,13 @@ impl Pieces {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::wire::fedvision::framework::cluster::task_submit;
     use crate::wire::fedvision::framework::coordinator::fetch_task;
     use proptest::prelude::*;
 
-    fn any_task() -> impl Strategy<Value = Task> {
+    pub(in crate::wire) fn any_task() -> impl Strategy<Value = Task> {
         let text = || "[a-z]{0,3}|[a-z]{130}";
         let value = prop_oneof![Just(0), 1..300usize, (SHORT - 2)..(SHORT + 2), 100_000..100_100usize];
         let payload = proptest::option::of((text(), value, any::<u8>()));

@@ -7,6 +7,7 @@ mod cluster;
 mod control;
 mod coordinator;
 mod coordinator_federation;
+mod coordinator_large;
 mod coordinator_limits;
 mod federation;
 mod follow;

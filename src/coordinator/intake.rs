@@ -1,0 +1,223 @@
+//! Proposals on their way in: large tasks go to their payload files as they come, so that a proposal of many costs no memory.
+//!
+//! In front of `service`, which gets the request without them and the files beside it ([`Kept`]). It decides nothing: what is wrong with a request is for
+//! tonic and `service` to say. It must never take a message for whole whose call broke off.
+
+use super::convert::store_failed;
+use crate::machine::coordinator::TASKS_MAX;
+use crate::store::payload::{Payloads, Pinned, Writer};
+use crate::supervisor::Supervisor;
+use crate::wire::connect::MESSAGE_MAX;
+use crate::wire::fedvision::framework::Task;
+use crate::wire::pieces;
+use crate::wire::unpacking::{Event, LARGE, Unpacking};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use prost::Message;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::NamedService;
+
+/// The call that brings large messages.
+const PROPOSAL: &str = "/fedvision.framework.coordinator.Coordinator/Proposal";
+/// What goes before a message: whether it is compressed, and its length.
+const FRAME: usize = 5;
+/// Written to a file at once, bytes: a turn in the pool costs as much as some dozen kilobytes.
+const BLOCK: usize = 256 * 1024;
+
+/// Among the extensions of a request: its tasks that are in files, by their place among all, which have no payload in the message.
+#[derive(Clone, Default)]
+pub(super) struct Kept(pub(super) Arc<Vec<(usize, Pinned)>>);
+
+/// The service, with files for its large requests.
+#[derive(Clone)]
+pub(super) struct Intake<S> {
+    pub(super) inner: S,
+    pub(super) payloads: Arc<Payloads>,
+}
+
+impl<S: NamedService> NamedService for Intake<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Intake<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path() != PROPOSAL {
+            return Box::pin(self.inner.call(request));
+        }
+        // The one that said it was ready.
+        let next = self.inner.clone();
+        let (mut inner, payloads) = (std::mem::replace(&mut self.inner, next), self.payloads.clone());
+        Box::pin(async move {
+            let (mut parts, body) = request.into_parts();
+            let body = match taken(&payloads, body).await {
+                Ok((body, kept)) => {
+                    parts.extensions.insert(kept);
+                    body
+                }
+                // tonic finds it where it would read the message, and answers it.
+                Err(status) => Body::new(StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>(status)]))),
+            };
+            inner.call(Request::from_parts(parts, body)).await
+        })
+    }
+}
+
+/// A body without the large tasks of its message, and those.
+async fn taken(payloads: &Arc<Payloads>, mut body: Body) -> Result<(Body, Kept), Status> {
+    let mut begun = BytesMut::new();
+    while begun.len() < FRAME {
+        match body.frame().await {
+            Some(frame) => begun.extend_from_slice(&frame?.into_data().unwrap_or_default()),
+            None => break,
+        }
+    }
+    let len = match begun.first_chunk::<FRAME>() {
+        Some([0, len @ ..]) => u64::from(u32::from_be_bytes(*len)),
+        _ => 0,
+    };
+    if len <= LARGE || len > MESSAGE_MAX as u64 {
+        let begun = stream::iter([Ok(Frame::data(begun.freeze()))]);
+        return Ok((Body::new(StreamBody::new(begun.chain(BodyStream::new(body)))), Kept::default()));
+    }
+    let mut unpacking = Unpacking::new(len);
+    let mut files = Files::new(payloads.clone());
+    unpacking.push(&begun.split_off(FRAME));
+    files.take(&mut unpacking).await?;
+    // To its end, not only that of the message: a call that is broken off is none.
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            unpacking.push(&data);
+            files.take(&mut unpacking).await?;
+        }
+    }
+    if !unpacking.is_whole() {
+        return Err(Status::internal("Unexpected EOF decoding stream."));
+    }
+    let message = unpacking.finish();
+    let mut framed = BytesMut::with_capacity(FRAME + message.len());
+    framed.extend_from_slice(&[0]);
+    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    framed.extend_from_slice(&message);
+    let body = stream::iter([Ok::<_, Status>(Frame::data(framed.freeze()))]);
+    Ok((Body::new(StreamBody::new(body)), Kept(Arc::new(files.kept))))
+}
+
+/// Where the large tasks of one proposal go.
+struct Files {
+    payloads: Arc<Payloads>,
+    kept: Vec<(usize, Pinned)>,
+    /// The task that is coming, by its place; no file if there are too many tasks for any of them to be taken.
+    place: usize,
+    writer: Option<Writer>,
+    /// Not written yet.
+    block: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Files {
+    fn new(payloads: Arc<Payloads>) -> Self {
+        Self {
+            payloads,
+            kept: Vec::new(),
+            place: 0,
+            writer: None,
+            block: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// All that has come.
+    async fn take(&mut self, unpacking: &mut Unpacking) -> Result<(), Status> {
+        while let Some(event) = unpacking.next() {
+            match event {
+                Event::Begins(place) => {
+                    self.place = place;
+                    if place < TASKS_MAX {
+                        let payloads = self.payloads.clone();
+                        self.writer = Some(blocking(move || payloads.writer()).await?);
+                    }
+                }
+                Event::Bytes(bytes) => {
+                    self.bytes += bytes.len();
+                    self.block.push(bytes);
+                    if self.bytes >= BLOCK {
+                        self.write().await?;
+                    }
+                }
+                Event::Ends(task) => {
+                    self.write().await?;
+                    unpacking.put(&self.ended(task).await?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<(), Status> {
+        self.bytes = 0;
+        let block = std::mem::take(&mut self.block);
+        if let Some(mut writer) = self.writer.take() {
+            let written = blocking(move || {
+                block.iter().try_for_each(|bytes| writer.write(bytes))?;
+                Ok(writer)
+            });
+            self.writer = Some(written.await?);
+        }
+        Ok(())
+    }
+
+    /// The task without its payload.
+    async fn ended(&mut self, task: Option<Task>) -> Result<Task, Status> {
+        let Some(writer) = self.writer.take() else {
+            return Ok(task.unwrap_or_default());
+        };
+        let pin = blocking(move || writer.finish()).await?;
+        let (task, pin) = match task {
+            Some(task) => (task, pin),
+            None => self.rewritten(pin).await?,
+        };
+        self.kept.push((self.place, pin));
+        Ok(task)
+    }
+
+    /// Of a task that was not written as we would: as if it had been.
+    async fn rewritten(&self, pin: Pinned) -> Result<(Task, Pinned), Status> {
+        let payloads = self.payloads.clone();
+        let bytes = Bytes::from(blocking(move || payloads.get(&pin)).await?);
+        let task = Task::decode(bytes).map_err(|error| Status::internal(format!("failed to decode Protobuf message: {error}")))?;
+        let (payloads, pieces) = (self.payloads.clone(), pieces::of_task(&task));
+        let written = blocking(move || {
+            let mut writer = payloads.writer()?;
+            pieces.iter().try_for_each(|piece| writer.write(piece))?;
+            writer.finish()
+        });
+        Ok((Task { task: None, ..task }, written.await?))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, crate::store::Error> + Send + 'static) -> Result<T, Status> {
+    let done = Supervisor::blocking(work)
+        .await
+        .map_err(|error| Status::internal(error.to_string()))?;
+    done.map_err(|error| store_failed(&error))
+}
