@@ -148,7 +148,7 @@ impl Files {
 
     /// All that has come.
     async fn take(&mut self, unpacking: &mut Unpacking) -> Result<(), Status> {
-        while let Some(event) = unpacking.next() {
+        while let Some(event) = unpacking.event() {
             match event {
                 Event::Begins(place) => {
                     self.place = place;

@@ -78,7 +78,7 @@ impl Unpacking {
     }
 
     /// What is next; `None` when more must come first, or all has.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn event(&mut self) -> Option<Event> {
         loop {
             let ahead = self.ahead.len() as u64;
             match &mut self.state {
@@ -232,12 +232,15 @@ mod tests {
     use crate::wire::pieces::tests::any_task;
     use proptest::prelude::*;
 
-    /// The message in chunks of so many bytes: what stays of it, and the large tasks by number, each whether it is as we write.
-    fn unpacked(message: &[u8], chunk: usize) -> (Vec<u8>, Vec<(usize, Vec<u8>, bool)>) {
+    /// A large task: its number, its bytes, and whether they are as we write them.
+    type Large = (usize, Vec<u8>, bool);
+
+    /// The message in chunks of so many bytes: what stays of it, and its large tasks.
+    fn unpacked(message: &[u8], chunk: usize) -> (Vec<u8>, Vec<Large>) {
         let mut unpacking = Unpacking::new(message.len() as u64);
-        let mut large: Vec<(usize, Vec<u8>, bool)> = Vec::new();
+        let mut large: Vec<Large> = Vec::new();
         let mut take = |unpacking: &mut Unpacking| {
-            while let Some(event) = unpacking.next() {
+            while let Some(event) = unpacking.event() {
                 match event {
                     Event::Begins(number) => large.push((number, Vec::new(), false)),
                     Event::Bytes(bytes) => large.last_mut().unwrap().1.extend_from_slice(&bytes),
