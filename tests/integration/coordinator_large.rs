@@ -23,11 +23,12 @@ fn large(job: &str, tasks: usize) -> proposal::Req {
     request
 }
 
-/// A Proposal call whose message is these bytes, as they are, in pieces; `None` for one that breaks off.
-async fn propose_raw(server: &Server, message: &[u8], breaks_off: bool) -> Result<proposal::Rep, Status> {
+/// A Proposal call whose message is these bytes, as they are, in pieces, of which the first so many come before it breaks off.
+async fn propose_raw(server: &Server, message: &[u8], breaks_off: Option<usize>) -> Result<proposal::Rep, Status> {
     let mut pieces: Vec<_> = message.chunks(100_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    if breaks_off {
-        *pieces.last_mut().unwrap() = Err(Status::internal("broken off"));
+    if let Some(count) = breaks_off {
+        pieces.truncate(count);
+        pieces.push(Err(Status::internal("broken off")));
     }
     let body = body::call(&Bytes::new(), message.len() as u64, stream::iter(pieces)).unwrap();
     let mut client = CoordinatorClient::new(Calling::new(server.channel.clone(), body));
@@ -95,8 +96,11 @@ async fn a_call_that_breaks_off_leaves_nothing() {
     let server = Server::start(dir.path()).await;
     let client = server.client();
     let message = large("j", 2).encode_to_vec();
-    // All of it but the last piece; then one that says it is longer than it is.
-    propose_raw(&server, &message, true).await.unwrap_err();
+    // All of it but the last piece; all of it, but not its end; then one that says it is longer than it is.
+    let pieces = message.len().div_ceil(100_000);
+    for count in [pieces - 1, pieces] {
+        propose_raw(&server, &message, Some(count)).await.unwrap_err();
+    }
     let longer = stream::iter([Ok::<_, Status>(Bytes::from(message.clone()))]);
     let body = body::call(&Bytes::new(), message.len() as u64 + 1, longer).unwrap();
     let mut caller = CoordinatorClient::new(Calling::new(server.channel.clone(), body));
@@ -151,11 +155,11 @@ async fn tasks_that_others_write_otherwise_are_taken_and_what_is_no_task_is_not(
     let mut noise = vec![4 << 3 | 2];
     prost::encode_length_delimiter(200_000, &mut noise).unwrap();
     noise.extend_from_slice(&[0xff; 200_000]);
-    let status = propose_raw(&server, &noise, false).await.unwrap_err();
+    let status = propose_raw(&server, &noise, None).await.unwrap_err();
     assert!(status.message().contains("failed to decode"), "{status}");
     let mut other = large("k", 1);
     other.tasks[0].job_id = "j".into();
-    let status = propose_raw(&server, &other.encode_to_vec(), false).await.unwrap_err();
+    let status = propose_raw(&server, &other.encode_to_vec(), None).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
 }
 

@@ -16,6 +16,7 @@ impl Worker {
     async fn taking_pieces(manager: &Manager, instance: &str) -> Worker {
         let introduction = ours::WorkerAttach {
             pieces: true,
+            max_tasks: 3,
             ..introduction(instance, Vec::new())
         };
         let mut worker = Worker::open(manager, ours::from_worker::Message::Attach(introduction)).await;
@@ -173,6 +174,37 @@ async fn the_last_piece_of_a_damaged_content_never_comes_and_its_task_fails() {
     assert_eq!((name.as_str(), state), ("large", ours::outcome::State::Failed));
     assert!(reason.contains("its content cannot be read") && reason.contains("hash"), "{reason}");
     // The slot is free again, and the line too.
+    let small = task("j", "small", "", 100_000);
+    manager.submitted(small.clone()).await;
+    assert_eq!(worker.run().await, (small, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_killed_before_its_turn_is_not_sent() {
+    let dir = TempDir::new().unwrap();
+    let manager = Manager::patient(dir.path()).await;
+    let mut worker = Worker::taking_pieces(&manager, "one").await;
+    for name in ["first", "second"] {
+        manager.submitted(task("j", name, "", LARGE)).await;
+    }
+    let bytes = worker.announced(1).await;
+    let mut taken = worker.piece().await.data.len();
+    let request = ours::CancelTaskRequest {
+        job_id: "j".into(),
+        task_id: "second".into(),
+        reason: "enough".into(),
+    };
+    manager.ours().cancel_task(request).await.unwrap();
+    let mut killed = Vec::new();
+    while taken < bytes {
+        match worker.order().await {
+            Message::Piece(piece) => taken += piece.data.len(),
+            Message::Kill(kill) => killed.push(kill.task.unwrap().task_id),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(killed, ["second"]);
+    // Its end is not reported yet, so that the manager still has it for this worker.
     let small = task("j", "small", "", 100_000);
     manager.submitted(small.clone()).await;
     assert_eq!(worker.run().await, (small, 1));
