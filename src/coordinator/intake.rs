@@ -221,3 +221,51 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, crate::sto
         .map_err(|error| Status::internal(error.to_string()))?;
     done.map_err(|error| store_failed(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Any;
+    use crate::wire::fedvision::framework::coordinator::proposal;
+
+    /// A body of these frames, the first of them with what goes before a message of `len` bytes.
+    fn body(len: usize, message: &[u8], end: Option<Status>) -> Body {
+        let mut begun = vec![0];
+        begun.extend_from_slice(&u32::try_from(len).unwrap().to_be_bytes());
+        let bytes = [&begun, message].concat();
+        let frames: Vec<_> = bytes
+            .chunks(10_000)
+            .map(|bytes| Ok(Frame::data(Bytes::copy_from_slice(bytes))))
+            .collect();
+        Body::new(StreamBody::new(stream::iter(frames.into_iter().chain(end.map(Err)))))
+    }
+
+    #[tokio::test]
+    async fn only_a_body_that_has_ended_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let payloads = Arc::new(Payloads::open(dir.path(), MESSAGE_MAX as u64).unwrap());
+        let task = Task {
+            job_id: "j".into(),
+            task: Some(Any {
+                type_url: "x".into(),
+                value: vec![7; 300_000].into(),
+            }),
+            ..Task::default()
+        };
+        let request = proposal::Req {
+            tasks: vec![task.clone()],
+            ..Default::default()
+        };
+        let message = request.encode_to_vec();
+        let (lean, kept) = taken(&payloads, body(message.len(), &message, None)).await.unwrap();
+        assert_eq!(kept.0.len(), 1);
+        assert_eq!(payloads.get(&kept.0[0].1).unwrap(), task.encode_to_vec());
+        assert!(lean.collect().await.unwrap().to_bytes().len() < 100);
+
+        // All of the message has come, but not the end of the call.
+        let broken = taken(&payloads, body(message.len(), &message, Some(Status::data_loss("broken off")))).await;
+        assert_eq!(broken.err().unwrap().message(), "broken off");
+        let short = taken(&payloads, body(message.len() + 1, &message, None)).await;
+        assert_eq!(short.err().unwrap().code(), tonic::Code::Internal);
+    }
+}

@@ -45,6 +45,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
 struct Manager {
     supervisor: Supervisor,
     channel: Channel,
+    address: String,
 }
 
 impl Manager {
@@ -65,8 +66,13 @@ impl Manager {
                 let (supervisor, listener) = (Supervisor::new(), tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
                 match start(settings.clone(), listener, &supervisor).await {
                     Ok(address) => {
-                        let channel = channel(&address.to_string()).unwrap();
-                        return Manager { supervisor, channel };
+                        let address = address.to_string();
+                        let channel = channel(&address).unwrap();
+                        return Manager {
+                            supervisor,
+                            channel,
+                            address,
+                        };
                     }
                     Err(error) if format!("{error:#}").contains("in use") => tokio::time::sleep(Duration::from_millis(20)).await,
                     Err(error) => panic!("{error:#}"),
@@ -227,7 +233,9 @@ impl Worker {
     async fn open(manager: &Manager, first: ours::from_worker::Message) -> Worker {
         let (line, requests) = mpsc::channel(16);
         line.send(ours::FromWorker { message: Some(first) }).await.unwrap();
-        let orders = soon("attach", manager.ours().attach(ReceiverStream::new(requests)))
+        // On a connection of its own: what it does not read must not fill that of other calls.
+        let mut client = ClusterClient::new(channel(&manager.address).unwrap()).max_decoding_message_size(MESSAGE_MAX);
+        let orders = soon("attach", client.attach(ReceiverStream::new(requests)))
             .await
             .unwrap()
             .into_inner();

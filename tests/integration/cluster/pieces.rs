@@ -1,6 +1,6 @@
 //! Large tasks on their way to workers: in pieces to those that take them, whole to others.
 
-use super::{Manager, Worker, end, introduction, task};
+use super::{Manager, Worker, end, introduction, soon, task};
 use fedbroker::store::payload::pieces::PIECE_MAX;
 use fedbroker::wire::fedbroker::v1 as ours;
 use fedbroker::wire::fedvision::framework::Task;
@@ -129,7 +129,7 @@ async fn a_kill_overtakes_the_pieces_and_makes_them_void() {
         task_id: "large".into(),
         reason: "enough".into(),
     };
-    manager.ours().cancel_task(request).await.unwrap();
+    soon("cancel", manager.ours().cancel_task(request)).await.unwrap();
     // What fills the windows of the connection comes before it.
     let kill = loop {
         match worker.order().await {
@@ -194,7 +194,7 @@ async fn a_task_killed_before_its_turn_is_not_sent() {
         task_id: "second".into(),
         reason: "enough".into(),
     };
-    manager.ours().cancel_task(request).await.unwrap();
+    soon("cancel", manager.ours().cancel_task(request)).await.unwrap();
     let mut killed = Vec::new();
     while taken < bytes {
         match worker.order().await {
