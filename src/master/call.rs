@@ -19,6 +19,16 @@ pub(super) enum Failed {
     Unreadable(String),
 }
 
+/// Why there is no answer, and will be none.
+pub(super) enum Unanswered {
+    /// The peer will never do this.
+    Refused,
+    /// What is to be said cannot be read.
+    Unreadable(String),
+    /// Nobody waits for it any more.
+    Over,
+}
+
 impl From<Status> for Failed {
     fn from(status: Status) -> Self {
         use tonic::Code::{FailedPrecondition, InvalidArgument, OutOfRange, ResourceExhausted};

@@ -3,14 +3,19 @@
 //! Used by `runner` (proposals) and `submitter` (tasks). It must tell a file that cannot be read from a peer that does not answer: the peer has no whole
 //! message then, and asking again would not mend it.
 
+use super::call::Failed;
 use crate::engine::outgoing;
 use crate::store::payload::pieces::Pieces;
-use crate::wire::body;
+use crate::wire::body::{self, Calling};
+use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
+use crate::wire::fedvision::framework::cluster::task_submit;
+use crate::wire::metered::Channel;
+use crate::wire::pieces::before;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Response, Status};
 
 /// Why there is no answer.
 pub(super) enum Unsent {
@@ -23,6 +28,15 @@ pub(super) enum Unsent {
 impl From<Status> for Unsent {
     fn from(status: Status) -> Self {
         Self::Failed(status)
+    }
+}
+
+impl From<Unsent> for Failed {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::Unreadable(error) => Failed::Unreadable(format!("{error:#}")),
+            Unsent::Failed(status) => status.into(),
+        }
     }
 }
 
@@ -53,4 +67,13 @@ pub(super) fn message(head: &Bytes, pieces: Pieces) -> Result<(Body, Broken), St
         text
     });
     Ok((body::call(head, len, pieces)?, broken))
+}
+
+/// TaskSubmit with a task that is a payload file.
+pub(super) async fn submit(channel: Channel, pieces: Pieces) -> Result<Response<task_submit::Rep>, Unsent> {
+    let head = before(&task_submit::Req::default(), 1, pieces.content_len());
+    let (body, broken) = message(&head, pieces)?;
+    let mut client = ClusterManagerClient::new(Calling::new(channel, body));
+    let answer = client.task_submit(task_submit::Req::default()).await;
+    answer.map_err(|status| broken.or(status))
 }

@@ -4,9 +4,9 @@
 //! Most lanes wait, for as long as the manager is away, and there are as many as jobs: what they do only now and then is in a box, so that one that
 //! waits takes hundreds of bytes and not thousands.
 
-use super::call::{Failed, pause};
+use super::call::{Failed, Unanswered, pause};
 use super::leases::Leases;
-use super::sending::{self, Unsent};
+use super::sending;
 use super::settings::Settings;
 use super::turns::Order;
 use super::waiting::{Line, Place};
@@ -19,7 +19,6 @@ use crate::machine::master::records::{Job, Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
-use crate::wire::body::Calling;
 use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe};
 use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
 use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ForgetJobRequest, ReleaseLeaseRequest};
@@ -27,7 +26,6 @@ use crate::wire::fedvision::framework::Task as WireTask;
 use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
 use crate::wire::fedvision::framework::cluster::{task_resource_require, task_submit};
 use crate::wire::metered::Channel;
-use crate::wire::pieces::before;
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -38,6 +36,8 @@ use tracing::{Instrument, Span};
 
 /// Calls in flight at once: enough to fill the manager's commit batches, few enough that large payloads do not pile up in memory.
 const IN_FLIGHT: usize = 64;
+/// A task of so many bytes is sent alone: the manager has it in memory while it comes.
+const ALONE: u64 = 1024 * 1024;
 /// The role of the peer, in metrics.
 pub(super) const PEER: &str = "cluster-manager";
 /// Runs lanes of effects, one lane for each job.
@@ -52,6 +52,8 @@ pub(super) struct Submitter {
     /// What a point of priority is worth.
     ageing: Duration,
     in_flight: Semaphore,
+    /// Of those that are sent alone, the one that is.
+    alone: Semaphore,
     /// How long one call may take.
     call_limit: Duration,
 }
@@ -70,18 +72,8 @@ enum Waits {
     Anyway,
     /// As long as the job is at this step.
     Job(JobId, u32),
-    /// As long as the task waits for this try of its submission.
-    Task(TaskKey, u32),
-}
-
-/// Why there is no answer.
-enum Unanswered {
-    /// The peer will never do this.
-    Refused,
-    /// What is to be said cannot be read.
-    Unreadable(String),
-    /// Nobody waits for it any more.
-    Over,
+    /// As long as the task waits for this try of its submission; sent alone or not.
+    Task(TaskKey, u32, bool),
 }
 
 impl Submitter {
@@ -97,6 +89,7 @@ impl Submitter {
             leases: Leases::new(settings.jobs.ageing()),
             ageing: settings.jobs.ageing(),
             in_flight: Semaphore::new(IN_FLIGHT),
+            alone: Semaphore::new(1),
             call_limit: Duration::from_secs(settings.patience.cluster_s),
             shared,
         });
@@ -179,7 +172,7 @@ impl Submitter {
                 self.tell(Command::LeaseReleased { job }).await;
             }
             Effect::Submit { key, tries } => {
-                let waits = Waits::Task(key.clone(), tries);
+                let mut waits = Waits::Task(key.clone(), tries, false);
                 tokio::select! {
                     () = pause(tries) => {}
                     () = self.until_over(&waits, moved) => return,
@@ -187,6 +180,9 @@ impl Submitter {
                 let Some(content) = Box::pin(self.content(&key)).await else {
                     return;
                 };
+                if content.len() >= ALONE {
+                    waits = Waits::Task(key.clone(), tries, true);
+                }
                 let answer = match self.until_answered(&waits, moved, || self.submit(&content)).await {
                     Ok(answer) => answer,
                     Err(Unanswered::Refused) => SubmitAnswer::Refused,
@@ -291,7 +287,7 @@ impl Submitter {
                 self.shared.record(Key::Job(id.clone())).await,
                 Some(Record::Job(job)) if job.step == *step && !job.state.is_final()
             ),
-            Waits::Task(key, tries) => matches!(
+            Waits::Task(key, tries, _) => matches!(
                 self.shared.record(Key::Task(key.clone())).await,
                 Some(Record::Task(task)) if task.state == TaskState::Queued && task.tries == *tries
             ),
@@ -305,9 +301,16 @@ impl Submitter {
     {
         let mut backoff = Backoff::new();
         loop {
+            let alone = match waits {
+                Waits::Task(_, _, true) => tokio::select! {
+                    alone = self.alone.acquire() => Some(alone),
+                    () = self.until_over(waits, moved) => return Err(Unanswered::Over),
+                },
+                _ => None,
+            };
             let permit = self.in_flight.acquire().await;
             let answer = Box::pin(tokio::time::timeout(self.call_limit, call())).await;
-            drop(permit);
+            drop((permit, alone));
             let why = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(Failed::Refused(why))) => {
@@ -320,7 +323,7 @@ impl Submitter {
                 Err(_) => self.silent(),
             };
             tracing::debug!(?waits, why, "trying again");
-            if let Waits::Task(key, _) = waits {
+            if let Waits::Task(key, ..) = waits {
                 Box::pin(self.note_running(&key.job, why)).await;
             }
             let pause = backoff.delay();
@@ -419,14 +422,7 @@ impl Submitter {
             }
             Content::Stored(payload) => {
                 let pieces = Box::pin(self.shared.open(*payload)).await.map_err(unreadable)?;
-                let head = before(&task_submit::Req::default(), 1, payload.len);
-                let (body, broken) = sending::message(&head, pieces)?;
-                let mut client = ClusterManagerClient::new(Calling::new(self.channel.clone(), body));
-                let call = Box::pin(client.task_submit(task_submit::Req::default()));
-                call.await.map_err(|status| match broken.or(status) {
-                    Unsent::Unreadable(error) => unreadable(error),
-                    Unsent::Failed(status) => status.into(),
-                })?
+                Box::pin(sending::submit(self.channel.clone(), pieces)).await?
             }
         };
         let reply = reply.into_inner();
