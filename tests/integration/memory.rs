@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-const PAYLOAD: u64 = 32_000_000;
+const PAYLOAD: u64 = 16_000_000;
 /// Beside the payload: windows, pieces, what an allocator keeps. Two copies are beyond it.
-const MOST: u64 = PAYLOAD * 14 / 10 + 10_000_000;
+const MOST: u64 = PAYLOAD * 14 / 10 + 6_000_000;
 
 fn memory(role: &Role, field: &str) -> u64 {
     let path = format!("/proc/{}/status", role.pid().unwrap());
@@ -23,6 +23,7 @@ async fn a_large_payload_is_nowhere_twice() {
     let before: Vec<_> = federation.roles().into_iter().map(|role| memory(role, "VmRSS:")).collect();
     let config = json!({ "worker_num": 2, "proposal_wait_time": 1, "payload_bytes": PAYLOAD });
     let job = client.submit("dummy", &config).await;
+    client.ended(&job).await;
     let ended = client.until(&format!("/api/v1/jobs/{job}"), closed).await;
     assert_eq!(ended["state"], "success", "{ended}");
     for (role, before) in federation.roles().into_iter().zip(before) {
