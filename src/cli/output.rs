@@ -65,10 +65,17 @@ pub(super) fn line(value: &Value) -> String {
 }
 
 fn yaml(value: &Value) {
-    match serde_saphyr::to_string(value) {
+    match as_yaml(value) {
         Ok(text) => say(text.trim_end()),
         Err(error) => eprintln!("fedbroker: cannot be written as YAML: {error}"),
     }
+}
+
+fn as_yaml(value: &Value) -> Result<String, serde_saphyr::ser::Error> {
+    let text = serde_saphyr::to_string(value)?;
+    // JSON is YAML too, and has an escape for each of them.
+    let steers = text.chars().any(|c| c != '\n' && terminal::steers(c));
+    Ok(if steers { line(value) } else { text })
 }
 
 fn table(columns: &[Column], items: &[Value], wide: bool) -> Vec<String> {
@@ -166,6 +173,9 @@ mod tests {
             let yaml = serde_saphyr::to_string(&json!({ text: [text] })).unwrap();
             assert!(!yaml.chars().any(|c| c != '\n' && c.is_control()), "{yaml:?}");
         }
+        let marked = json!({ "a": "b\u{202e}c" });
+        assert_eq!(line(&marked), r#"{"a":"b\u202ec"}"#);
+        assert_eq!(as_yaml(&marked).unwrap(), line(&marked));
     }
 
     #[test]

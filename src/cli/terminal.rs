@@ -1,11 +1,11 @@
 //! Text that came from elsewhere (another party, a task, a file name) on its way to a terminal: it must not steer it.
 //!
 //! Used wherever a command prints what it was told. What steers: control characters, 8-bit ones too, of which escape sequences are made, and the marks
-//! that turn the direction of writing. JSON keeps its meaning: what steers stands in it as an escape. In YAML
-//! its writer does that, for control characters.
+//! that turn the direction of writing. JSON keeps its meaning: what steers stands in it as an escape. In YAML its writer does that for control
+//! characters; a document with marks of direction is written as JSON, which is YAML too.
 
 /// True for what a terminal would obey, not show.
-fn steers(c: char) -> bool {
+pub(super) fn steers(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns
 }

@@ -40,7 +40,7 @@ pub(super) fn prepare(payloads: &Payloads, request: &proposal::Req, kept: &Kept,
                 "tasks: task {task_id} must carry the job_id of the proposal"
             )));
         }
-        let file = kept.0.iter().find(|(kept, _)| *kept == place).map(|(_, pin)| pin);
+        let file = kept.file(place);
         let content = match file {
             _ if !keep => Content::default(),
             Some(pin) => {

@@ -19,6 +19,7 @@ use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -32,9 +33,35 @@ const FRAME: usize = 5;
 /// Written to a file at once, bytes: a turn in the pool costs as much as some dozen kilobytes.
 const BLOCK: usize = 256 * 1024;
 
+/// How long a caller may be silent in the middle of its message: what has come of it takes space.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The most bytes of a message that are not in large tasks, each of which may be nearly one.
+const LEAN_MAX: usize = (TASKS_MAX + 1) * (LARGE as usize + 1024);
+
 /// Among the extensions of a request: its tasks that are in files, by their place among all, which have no payload in the message.
 #[derive(Clone, Default)]
-pub(super) struct Kept(pub(super) Arc<Vec<(usize, Pinned)>>);
+pub(super) struct Kept(Option<Arc<Spool>>);
+
+impl Kept {
+    /// The file of the task at this place.
+    pub(super) fn file(&self, place: usize) -> Option<&Pinned> {
+        let files = &self.0.as_ref()?.files;
+        files.iter().find(|(kept, _)| *kept == place).map(|(_, pin)| pin)
+    }
+}
+
+/// Files of one proposal. What no command has come to hold when this ends is removed then, or a quiet coordinator would keep it.
+struct Spool {
+    payloads: Arc<Payloads>,
+    files: Vec<(usize, Pinned)>,
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.files.clear();
+        self.payloads.settle(&[], &[]);
+    }
+}
 
 /// The service, with files for its large requests.
 #[derive(Clone)]
@@ -69,7 +96,7 @@ where
         let (mut inner, payloads) = (std::mem::replace(&mut self.inner, next), self.payloads.clone());
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
-            let body = match taken(&payloads, body).await {
+            let body = match taken(&payloads, body, SILENCE_MAX).await {
                 Ok((body, kept)) => {
                     parts.extensions.insert(kept);
                     body
@@ -83,7 +110,7 @@ where
 }
 
 /// A body without the large tasks of its message, and those.
-async fn taken(payloads: &Arc<Payloads>, mut body: Body) -> Result<(Body, Kept), Status> {
+async fn taken(payloads: &Arc<Payloads>, mut body: Body, silence: Duration) -> Result<(Body, Kept), Status> {
     let mut begun = BytesMut::new();
     while begun.len() < FRAME {
         match body.frame().await {
@@ -104,10 +131,18 @@ async fn taken(payloads: &Arc<Payloads>, mut body: Body) -> Result<(Body, Kept),
     unpacking.push(&begun.split_off(FRAME));
     files.take(&mut unpacking).await?;
     // To its end, not only that of the message: a call that is broken off is none.
-    while let Some(frame) = body.frame().await {
+    let silent = |_| Status::deadline_exceeded(format!("nothing of the message came for {silence:?}"));
+    while let Some(frame) = tokio::time::timeout(silence, body.frame()).await.map_err(silent)? {
         if let Ok(data) = frame?.into_data() {
+            if unpacking.is_whole() && !data.is_empty() {
+                return Err(Status::invalid_argument("there are bytes behind the message"));
+            }
             unpacking.push(&data);
             files.take(&mut unpacking).await?;
+        }
+        if unpacking.lean() > LEAN_MAX {
+            let why = format!("more than {LEAN_MAX} bytes of the proposal are not in tasks, or in more than {TASKS_MAX} of them");
+            return Err(Status::invalid_argument(why));
         }
     }
     if !unpacking.is_whole() {
@@ -119,13 +154,13 @@ async fn taken(payloads: &Arc<Payloads>, mut body: Body) -> Result<(Body, Kept),
     framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
     framed.extend_from_slice(&message);
     let body = stream::iter([Ok::<_, Status>(Frame::data(framed.freeze()))]);
-    Ok((Body::new(StreamBody::new(body)), Kept(Arc::new(files.kept))))
+    Ok((Body::new(StreamBody::new(body)), Kept(Some(Arc::new(files.spool)))))
 }
 
 /// Where the large tasks of one proposal go.
 struct Files {
     payloads: Arc<Payloads>,
-    kept: Vec<(usize, Pinned)>,
+    spool: Spool,
     /// The task that is coming, by its place; no file if there are too many tasks for any of them to be taken.
     place: usize,
     writer: Option<Writer>,
@@ -137,8 +172,11 @@ struct Files {
 impl Files {
     fn new(payloads: Arc<Payloads>) -> Self {
         Self {
+            spool: Spool {
+                payloads: payloads.clone(),
+                files: Vec::new(),
+            },
             payloads,
-            kept: Vec::new(),
             place: 0,
             writer: None,
             block: Vec::new(),
@@ -196,7 +234,7 @@ impl Files {
             Some(task) => (task, pin),
             None => self.rewritten(pin).await?,
         };
-        self.kept.push((self.place, pin));
+        self.spool.files.push((self.place, pin));
         Ok(task)
     }
 
@@ -257,15 +295,62 @@ mod tests {
             ..Default::default()
         };
         let message = request.encode_to_vec();
-        let (lean, kept) = taken(&payloads, body(message.len(), &message, None)).await.unwrap();
-        assert_eq!(kept.0.len(), 1);
-        assert_eq!(payloads.get(&kept.0[0].1).unwrap(), task.encode_to_vec());
+        let (lean, kept) = taken(&payloads, body(message.len(), &message, None), SILENCE_MAX).await.unwrap();
+        assert_eq!(payloads.get(kept.file(0).unwrap()).unwrap(), task.encode_to_vec());
+        assert!(kept.file(1).is_none());
         assert!(lean.collect().await.unwrap().to_bytes().len() < 100);
 
         // All of the message has come, but not the end of the call.
-        let broken = taken(&payloads, body(message.len(), &message, Some(Status::data_loss("broken off")))).await;
+        let broken = taken(
+            &payloads,
+            body(message.len(), &message, Some(Status::data_loss("broken off"))),
+            SILENCE_MAX,
+        )
+        .await;
         assert_eq!(broken.err().unwrap().message(), "broken off");
-        let short = taken(&payloads, body(message.len() + 1, &message, None)).await;
+        let short = taken(&payloads, body(message.len() + 1, &message, None), SILENCE_MAX).await;
         assert_eq!(short.err().unwrap().code(), tonic::Code::Internal);
+        drop(kept);
+        assert_eq!(files(dir.path()), 0);
+    }
+
+    fn files(dir: &std::path::Path) -> usize {
+        let entries = |dir: &std::path::Path| {
+            std::fs::read_dir(dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect::<Vec<_>>()
+        };
+        let files = |entry: std::path::PathBuf| if entry.is_dir() { entries(&entry).len() } else { 1 };
+        entries(dir).into_iter().map(files).sum()
+    }
+
+    #[tokio::test]
+    async fn a_caller_is_not_waited_for_and_not_listened_to_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let payloads = Arc::new(Payloads::open(dir.path(), MESSAGE_MAX as u64).unwrap());
+        let whole = proposal::Req {
+            job_type: "x".repeat(100_000),
+            tasks: vec![Task {
+                task_type: "y".repeat(100_000),
+                ..Task::default()
+            }],
+            ..Default::default()
+        };
+        let whole = whole.encode_to_vec();
+        let begun = body(whole.len() + 1, &whole, None);
+        let silent = Body::new(StreamBody::new(BodyStream::new(begun).chain(stream::pending())));
+        let silent = taken(&payloads, silent, Duration::from_millis(10)).await;
+        assert_eq!(silent.err().unwrap().code(), tonic::Code::DeadlineExceeded);
+        let more = taken(&payloads, body(whole.len(), &[&whole[..], &whole].concat(), None), SILENCE_MAX).await;
+        assert_eq!(more.err().unwrap().message(), "there are bytes behind the message");
+        let fat = proposal::Req {
+            job_type: "x".repeat(LEAN_MAX + 1),
+            ..Default::default()
+        };
+        let fat = fat.encode_to_vec();
+        let fat = taken(&payloads, body(fat.len(), &fat, None), SILENCE_MAX).await;
+        assert_eq!(fat.err().unwrap().code(), tonic::Code::InvalidArgument);
+        assert_eq!(files(dir.path()), 0);
     }
 }

@@ -86,7 +86,11 @@ impl coordinator_server::Coordinator for Service {
         let owner = convert::instance(request.metadata())?;
         let kept = request.extensions().get::<Kept>().cloned().unwrap_or_default();
         let (payloads, request) = (self.payloads.clone(), request.into_inner());
-        let prepared = Supervisor::blocking(move || convert::prepare(&payloads, &request, &kept, owner)).await;
+        let prepared = Supervisor::blocking(move || {
+            // Or a quiet coordinator would keep what was stored before something wrong was met.
+            convert::prepare(&payloads, &request, &kept, owner).inspect_err(|_| payloads.settle(&[], &[]))
+        })
+        .await;
         let convert::Prepared { job, command, pins } = prepared.map_err(internal)??;
         let wait = self.hub.wait(job.clone());
         let reply = loop {

@@ -317,6 +317,7 @@ enum Packing {
 }
 
 fn unreadable(error: &anyhow::Error) -> Verdict {
+    tracing::error!(error = format!("{error:#}"), "a packed proposal cannot be read; its job fails");
     Verdict::Refused(format!("the packed proposal cannot be read: {error:#}"))
 }
 

@@ -187,6 +187,7 @@ impl Submitter {
                     Ok(answer) => answer,
                     Err(Unanswered::Refused) => SubmitAnswer::Refused,
                     Err(Unanswered::Unreadable(why)) => {
+                        tracing::error!(task = %key, error = why, "a stored task cannot be read; its job fails");
                         let outcome = Outcome::without_process(End::Failed, format!("the stored task cannot be read: {why}"));
                         return self.tell(Command::TaskEnded { key, outcome }).await;
                     }

@@ -145,6 +145,11 @@ impl Unpacking {
         pieces::put_message(&mut self.lean, 4, task);
     }
 
+    /// Bytes that are kept of it: all that has come but large tasks.
+    pub fn lean(&self) -> usize {
+        self.lean.len() + self.ahead.len()
+    }
+
     /// Whether all of the message has come.
     pub fn is_whole(&self) -> bool {
         self.left == 0

@@ -109,7 +109,13 @@ async fn a_call_that_breaks_off_leaves_nothing() {
         (status.code(), status.message()),
         (Code::Internal, "Unexpected EOF decoding stream.")
     );
-    // Its job is free: another proposal of it is the first. What its files were is gone with the next commit.
+    // A task of another job, which is met when the first is in its file.
+    let mut strange = large("j", 2);
+    strange.tasks[1].job_id = "other".into();
+    assert_eq!(propose(&client, strange).await.unwrap_err().code(), Code::InvalidArgument);
+    // Nobody else comes by to clear them away.
+    until_files(dir.path(), 0).await;
+    // Its job is free: another proposal of it is the first.
     let (to, sent) = (client.clone(), request("j", 1, 1, 1));
     let (verdict, ..) = accepted(&client, async move { propose(&to, sent).await.unwrap().0 }).await;
     assert_eq!(verdict, proposal::Status::Success);

@@ -76,7 +76,7 @@ pub(super) async fn list(options: ListOptions) -> anyhow::Result<ExitCode> {
         };
         let mut page = client.ask(request).await?;
         let next = page["next_cursor"].as_str().map(str::to_owned);
-        let Value::Array(mut found) = page["items"].take() else {
+        let Some(Value::Array(mut found)) = page.get_mut("items").map(Value::take) else {
             anyhow::bail!("the master gave no items")
         };
         shown += found.len();

@@ -117,7 +117,7 @@ pub(super) async fn events(options: EventsOptions) -> anyhow::Result<ExitCode> {
         };
         let mut page = client.ask(request).await?;
         cursor = page["next_cursor"].as_str().map(str::to_owned);
-        let Value::Array(mut found) = page["items"].take() else {
+        let Some(Value::Array(mut found)) = page.get_mut("items").map(Value::take) else {
             anyhow::bail!("the master gave no items")
         };
         if matches!(options.target.format(), Format::Jsonl | Format::Name) {

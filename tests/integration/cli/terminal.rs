@@ -53,6 +53,7 @@ async fn evil() -> (String, JoinSet<()>) {
                 "labels": { HOSTILE: HOSTILE }, "tasks": [{ "stderr_tail": format!("one\n{HOSTILE}") }] });
             let (status, body) = match path {
                 _ if path.contains("no-such") => (404, json!({ "detail": HOSTILE, "code": "job_not_found", "pointer": HOSTILE })),
+                _ if path.contains("limit=7") => (200, json!("no page at all")),
                 _ if path.contains("/jobs?") || path.contains("/events") => (200, json!({ "items": [item], "next_cursor": null })),
                 _ => (200, item),
             };
@@ -89,6 +90,8 @@ async fn a_text_from_elsewhere_does_not_steer_the_terminal() {
         let shown: Value = serde_json::from_str(&out).unwrap();
         assert_eq!(shown["reason"], HOSTILE, "{command:?}: JSON says the same");
     }
+    let (code, _, err) = said(&endpoint, &["job", "list", "--limit", "7"]).await;
+    assert!(code == 1 && err.contains("the master gave no items"), "{code} {err:?}");
     let (code, _, err) = said(&endpoint, &["job", "get", "no-such"]).await;
     assert!(code == 6 && !steers(&err), "{err:?}");
 }
