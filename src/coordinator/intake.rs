@@ -7,6 +7,7 @@ use super::convert::store_failed;
 use crate::machine::coordinator::TASKS_MAX;
 use crate::store::payload::{Payloads, Pinned, Writer};
 use crate::supervisor::Supervisor;
+use crate::wire::body::{self, FRAME};
 use crate::wire::connect::MESSAGE_MAX;
 use crate::wire::fedvision::framework::Task;
 use crate::wire::pieces;
@@ -28,8 +29,6 @@ use tonic::server::NamedService;
 
 /// The call that brings large messages.
 const PROPOSAL: &str = "/fedvision.framework.coordinator.Coordinator/Proposal";
-/// What goes before a message: whether it is compressed, and its length.
-const FRAME: usize = 5;
 /// Written to a file at once, bytes: a turn in the pool costs as much as some dozen kilobytes.
 const BLOCK: usize = 256 * 1024;
 
@@ -149,17 +148,12 @@ async fn taken(payloads: &Arc<Payloads>, mut body: Body, silence: Duration) -> R
         return Err(Status::internal("Unexpected EOF decoding stream."));
     }
     let message = unpacking.finish();
-    let mut framed = BytesMut::with_capacity(FRAME + message.len());
-    framed.extend_from_slice(&[0]);
-    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
-    framed.extend_from_slice(&message);
-    let body = stream::iter([Ok::<_, Status>(Frame::data(framed.freeze()))]);
-    Ok((Body::new(StreamBody::new(body)), Kept(Some(Arc::new(files.spool)))))
+    let body = body::call(&message, 0, stream::empty::<Result<Bytes, Status>>())?;
+    Ok((body, Kept(Some(Arc::new(files.spool)))))
 }
 
 /// Where the large tasks of one proposal go.
 struct Files {
-    payloads: Arc<Payloads>,
     spool: Spool,
     /// The task that is coming, by its place; no file if there are too many tasks for any of them to be taken.
     place: usize,
@@ -173,10 +167,9 @@ impl Files {
     fn new(payloads: Arc<Payloads>) -> Self {
         Self {
             spool: Spool {
-                payloads: payloads.clone(),
+                payloads,
                 files: Vec::new(),
             },
-            payloads,
             place: 0,
             writer: None,
             block: Vec::new(),
@@ -191,7 +184,7 @@ impl Files {
                 Event::Begins(place) => {
                     self.place = place;
                     if place < TASKS_MAX {
-                        let payloads = self.payloads.clone();
+                        let payloads = self.spool.payloads.clone();
                         self.writer = Some(blocking(move || payloads.writer()).await?);
                     }
                 }
@@ -240,16 +233,12 @@ impl Files {
 
     /// Of a task that was not written as we would: as if it had been.
     async fn rewritten(&self, pin: Pinned) -> Result<(Task, Pinned), Status> {
-        let payloads = self.payloads.clone();
+        let payloads = self.spool.payloads.clone();
         let bytes = Bytes::from(blocking(move || payloads.get(&pin)).await?);
         let task = Task::decode(bytes).map_err(|error| Status::internal(format!("failed to decode Protobuf message: {error}")))?;
-        let (payloads, pieces) = (self.payloads.clone(), pieces::of_task(&task));
-        let written = blocking(move || {
-            let mut writer = payloads.writer()?;
-            pieces.iter().try_for_each(|piece| writer.write(piece))?;
-            writer.finish()
-        });
-        Ok((Task { task: None, ..task }, written.await?))
+        let (payloads, pieces) = (self.spool.payloads.clone(), pieces::of_task(&task));
+        let pin = blocking(move || payloads.put_pieces(&pieces)).await?;
+        Ok((Task { task: None, ..task }, pin))
     }
 }
 

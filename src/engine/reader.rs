@@ -30,6 +30,14 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(key: &[u8], bytes: &[u8]) -
     })
 }
 
+/// A record whose key says nothing to the machine.
+pub(super) fn unknown(key: &[u8]) -> Error {
+    Error::Damaged {
+        file: "store".into(),
+        what: format!("unknown record {}", key.escape_ascii()),
+    }
+}
+
 /// Decode a stored event.
 pub(super) fn decode_event<E: serde::de::DeserializeOwned>(seq: Seq, bytes: &[u8]) -> Result<Logged<E>, Error> {
     codec::decode(bytes).map_err(|error| Error::Damaged {
@@ -184,11 +192,8 @@ impl<M: Machine> Reader<M> {
     /// The store cannot be read.
     pub fn ended_page(&self, prefix: &[u8], after: Option<&M::Key>, limit: usize) -> Result<RecordPage<M>, Error> {
         let named = |(bytes, record): (Vec<u8>, M::Record)| {
-            let unknown = || Error::Damaged {
-                file: "store".into(),
-                what: format!("unknown record {}", record_key(ENDED, &bytes).escape_ascii()),
-            };
-            Ok((M::key_from_bytes(&bytes).ok_or_else(unknown)?, record))
+            let key = M::key_from_bytes(&bytes).ok_or_else(|| unknown(&record_key(ENDED, &bytes)))?;
+            Ok((key, record))
         };
         let page = self.page(ENDED, prefix, after.map(M::key_bytes).as_deref(), limit)?;
         self.final_for_role(page.into_iter().map(named).collect())

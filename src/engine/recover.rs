@@ -1,7 +1,7 @@
 //! From the store back into the machine, once, at start.
 
 use super::Parts;
-use super::reader::{LIVE, PAYLOAD, decode, pages};
+use super::reader::{LIVE, PAYLOAD, decode, pages, unknown};
 use crate::machine::Machine;
 use crate::machine::content::PayloadRef;
 use crate::store::{Error, Seq, Store};
@@ -67,13 +67,6 @@ impl Found {
             _ => return Err(unknown(key)),
         }
         Ok(())
-    }
-}
-
-fn unknown(key: &[u8]) -> Error {
-    Error::Damaged {
-        file: "store".into(),
-        what: format!("unknown record {}", key.escape_ascii()),
     }
 }
 

@@ -133,8 +133,13 @@ impl Payloads {
 
     /// Store content. On return it survives a power cut, and lives at least as long as the pin.
     pub fn put(&self, content: &[u8]) -> Result<Pinned, Error> {
+        self.put_pieces(&[content])
+    }
+
+    /// [`Payloads::put`] of content that is in pieces.
+    pub fn put_pieces(&self, pieces: &[impl AsRef<[u8]>]) -> Result<Pinned, Error> {
         let mut writer = self.writer()?;
-        writer.write(content)?;
+        pieces.iter().try_for_each(|piece| writer.write(piece.as_ref()))?;
         writer.finish()
     }
 
@@ -144,9 +149,7 @@ impl Payloads {
         if Content::fits(pieces.iter().map(Bytes::len).sum()) {
             return Ok((Content::Inline(pieces.concat()), None));
         }
-        let mut writer = self.writer()?;
-        pieces.iter().try_for_each(|piece| writer.write(piece))?;
-        let pinned = writer.finish()?;
+        let pinned = self.put_pieces(pieces)?;
         Ok((Content::Stored(*pinned), Some(pinned)))
     }
 
@@ -192,27 +195,15 @@ impl Payloads {
         let mut reader = self.reader(payload)?;
         // The file has this length, `reader` has looked; a buffer that grew to it would take twice as much.
         let mut content = Vec::with_capacity(usize::try_from(payload.len).unwrap_or_default());
-        match reader.read_to_end(&mut content) {
-            Ok(_) => Ok(content),
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
-                file: path,
-                what: e.to_string(),
-            }),
-            Err(e) => Err(Error::at("read", &path)(e)),
-        }
+        reader.read_to_end(&mut content).map_err(|error| unreadable(&path, error))?;
+        Ok(content)
     }
 
     /// Read the content once, to see that it is what its name says. Errors: as [`Payloads::get`].
     pub fn prove(&self, payload: &PayloadRef) -> Result<(), Error> {
         let path = self.shared.files.path(&payload.hash);
-        match io::copy(&mut self.reader(payload)?, &mut io::sink()) {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
-                file: path,
-                what: e.to_string(),
-            }),
-            Err(e) => Err(Error::at("read", &path)(e)),
-        }
+        io::copy(&mut self.reader(payload)?, &mut io::sink()).map_err(|error| unreadable(&path, error))?;
+        Ok(())
     }
 
     /// The content in pieces; see [`Reader`]. A payload removed meanwhile can be read to its end.
@@ -460,6 +451,17 @@ impl Writer {
             },
         )
     }
+}
+
+/// What a failed read of a [`Reader`] means.
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::InvalidData {
+        return Error::Damaged {
+            file: path.to_owned(),
+            what: error.to_string(),
+        };
+    }
+    Error::at("read", path)(error)
 }
 
 /// Reads a payload and checks it on the way: the read that meets the end fails with `InvalidData` if length or hash do not fit. What

@@ -19,7 +19,7 @@ use tonic::codegen::{BoxFuture, Bytes, Service, StdError};
 use tonic::server::NamedService;
 
 /// What goes before a message: whether it is compressed, and its length.
-const FRAME: usize = 5;
+pub const FRAME: usize = 5;
 
 /// The frame of a message that is `head` and `len` bytes more.
 fn frame(head: &Bytes, len: u64) -> Result<Bytes, Status> {

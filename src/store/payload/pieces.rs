@@ -4,7 +4,7 @@
 //! for whole.
 
 use super::super::Error;
-use super::{Payloads, Pinned, Reader};
+use super::{Payloads, Pinned, Reader, unreadable};
 use crate::machine::content::PayloadRef;
 use bytes::Bytes;
 use std::io::{self, Read};
@@ -53,22 +53,15 @@ impl Pieces {
         if self.left == 0 {
             return Ok(None);
         }
-        let len = self.left.min(PIECE_MAX as u64);
-        let mut piece = Vec::with_capacity(PIECE_MAX.min(usize::try_from(len).unwrap_or(PIECE_MAX)));
-        let read = (&mut self.reader).take(len).read_to_end(&mut piece);
-        self.left -= len;
-        // Only the read that meets the end says whether all was right.
-        let read = match self.left {
-            0 => read.and_then(|_| io::copy(&mut self.reader, &mut io::sink())).map(drop),
-            _ => read.map(drop),
-        };
-        match read {
-            Ok(()) => Ok(Some(piece.into())),
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
-                file: self.file.clone(),
-                what: e.to_string(),
-            }),
-            Err(e) => Err(Error::at("read", &self.file)(e)),
+        let len = usize::try_from(self.left).map_or(PIECE_MAX, |left| left.min(PIECE_MAX));
+        let mut piece = Vec::with_capacity(len);
+        let mut read = (&mut self.reader).take(len as u64).read_to_end(&mut piece).map(drop);
+        self.left -= len as u64;
+        if self.left == 0 {
+            // Only the read that meets the end says whether all was right.
+            read = read.and_then(|()| io::copy(&mut self.reader, &mut io::sink()).map(drop));
         }
+        read.map_err(|error| unreadable(&self.file, error))?;
+        Ok(Some(piece.into()))
     }
 }

@@ -6,6 +6,14 @@ use fedbroker::wire::connect::MESSAGE_MAX;
 use fedbroker::wire::fedbroker::v1::outcome::State;
 use prost::Message;
 
+/// A worker at its manager, and the encoding of a task for it.
+async fn attached() -> (Manager, Worker, Vec<u8>) {
+    let mut manager = Manager::ours(0).await;
+    let worker = Worker::start(&manager, 4).await;
+    manager.attached().await;
+    (manager, worker, dummy("j", "t", 0).encode_to_vec())
+}
+
 #[tokio::test]
 async fn a_task_in_pieces_runs_once_it_is_whole() {
     let mut manager = Manager::ours(0).await;
@@ -25,10 +33,7 @@ async fn a_task_in_pieces_runs_once_it_is_whole() {
 
 #[tokio::test]
 async fn what_is_not_whole_when_the_stream_ends_is_nothing() {
-    let mut manager = Manager::ours(0).await;
-    let _worker = Worker::start(&manager, 4).await;
-    manager.attached().await;
-    let encoded = dummy("j", "t", 0).encode_to_vec();
+    let (mut manager, _worker, encoded) = attached().await;
     manager.announce(1, encoded.len() as u64).await;
     manager.piece(&encoded[..10]).await;
     manager.drop_worker();
@@ -40,10 +45,7 @@ async fn what_is_not_whole_when_the_stream_ends_is_nothing() {
 
 #[tokio::test]
 async fn a_task_killed_between_its_pieces_does_not_start() {
-    let mut manager = Manager::ours(0).await;
-    let _worker = Worker::start(&manager, 4).await;
-    manager.attached().await;
-    let encoded = dummy("j", "t", 0).encode_to_vec();
+    let (mut manager, _worker, encoded) = attached().await;
     manager.announce(1, encoded.len() as u64).await;
     manager.piece(&encoded[..10]).await;
     manager.kill(attempt("j", "t", 1)).await;
