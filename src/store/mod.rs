@@ -20,7 +20,7 @@ pub use crate::machine::Seq;
 /// The longest key, bytes: ids are at most 200 bytes each, and a key holds at most two of them.
 pub const KEY_MAX: usize = 512;
 /// The longest stored value with its envelope, bytes. The storage engine moves large values into side files that break the atomicity
-/// of a batch; 4 KiB stays clear of that by a factor of 30. Larger content goes to [`payload`].
+/// of a batch; 4 KiB and a group's frame stay clear of that, sixteen of them in one page too. Larger content goes to [`payload`].
 pub const VALUE_MAX: usize = 4096;
 /// Records whose key begins with this byte are history, like the events: a start does not read them, and proves them while it serves.
 pub const HISTORY: u8 = b'd';
@@ -92,7 +92,8 @@ impl Commit {
     }
 }
 
-/// Upper estimate of the log space that writing one key takes in the storage engine: three times the bytes plus 1 KiB.
+/// Estimate of the log space that writing one key takes in the storage engine, three times the bytes plus 1 KiB: more than that among neighbours that
+/// are written with it, less than that far from all others. A bound for commits and rounds, not for what the engine writes.
 pub const fn write_cost(bytes: usize) -> usize {
     3 * bytes + 1024
 }

@@ -1,13 +1,13 @@
 //! The store on disk.
 //!
-//! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, `open`
+//! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, and that it has neighbouring keys in `group`s; `open`
 //! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits on disk and `recent` in memory until `settling` has seen to it that the engine
 //! has them durably, `builder` and `migrate` make whole logs, `copy` reads one while it is written, `barrier` says what is confirmed, `high_water` notices a
 //! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
 //!
 //! ```text
-//! key            body                                    all values in the envelope of `codec`
+//! key            body                                    all values in the envelope of `codec`; in `group`s in the engine
 //! h              Position: epoch, batch, first and next event, live tally, history tally
 //! e<seq>         events of one commit (`block`); seq is that of the last one, 8 bytes, big endian; no gap; history
 //! r<key>         record; history if its key begins with `HISTORY`, live otherwise
@@ -21,6 +21,7 @@ mod block;
 mod builder;
 mod copy;
 mod disk;
+mod group;
 mod high_water;
 mod index;
 mod journal;

@@ -20,22 +20,24 @@
 //!   the reserve it is still read, as far as it can, under what it was to be given.
 
 use super::super::{COST_MAX, Error};
+use super::group::{self, Change, Malformed, Piece, Walk};
 use super::journal::Writes;
 use super::recent::{Recent, Table};
 use super::reserve::Reserve;
 use crate::crash_point;
 use std::fs::{self, File};
 use std::io;
-use std::ops::{Bound, ControlFlow};
+use std::iter::Peekable;
+use std::ops::{Bound, ControlFlow, RangeBounds};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes of pages kept in memory, as they are in the log: in memory they take three times that. What falls out is still in the system's own cache. The
 /// page table comes on top, some 35 bytes for each value.
-const CACHE: u64 = 4 * 1024 * 1024;
+const CACHE: u64 = 8 * 1024 * 1024;
 /// Every so manieth key of a range is looked up once more. The engine notes accesses to pages in 256 queues and lets pages go only when a queue has 64: a
 /// walk, which comes to each page once, would keep 16,000 pages beyond the cache, 100 MB of events. Not the first key: most ranges are of one.
 const LOOK_AGAIN: usize = 2;
@@ -55,6 +57,8 @@ pub(super) type Value = sled::IVec;
 /// Sees one key and value of a range; says whether to go on.
 pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error> + 'a;
 
+type Span<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// An open engine. Any error it gives is final.
 pub(super) struct Disk {
     recent: Recent,
@@ -65,11 +69,16 @@ pub(super) struct Disk {
     reserve: Mutex<Reserve>,
     /// The last byte of the engine's log when it was synced last.
     synced: AtomicI64,
+    /// Raised between what a group gives away being with others and being gone from it.
+    moved: AtomicU64,
     #[cfg(test)]
     pub(super) fault: Mutex<Option<Fault>>,
     /// Called before each sync.
     #[cfg(test)]
     cut: Mutex<Option<Box<dyn FnMut() + Send>>>,
+    /// So many writes to the engine are made, all others are not.
+    #[cfg(test)]
+    writes_left: Mutex<Option<usize>>,
 }
 
 /// A disk that is full, or a process that is slow, on order.
@@ -100,10 +109,13 @@ impl Disk {
             failed: AtomicBool::new(false),
             reserve: Mutex::default(),
             synced: AtomicI64::new(0),
+            moved: AtomicU64::new(0),
             #[cfg(test)]
             fault: Mutex::default(),
             #[cfg(test)]
             cut: Mutex::default(),
+            #[cfg(test)]
+            writes_left: Mutex::default(),
         })
     }
 
@@ -143,12 +155,37 @@ impl Disk {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Value>, Error> {
         match self.recent.get(key) {
             Some(value) => Ok(value),
-            None => self.guard("read", || {
-                let value = self.db().get(key)?;
-                self.keep_up()?;
-                Ok(value)
-            }),
+            None => self.look(key),
         }
+    }
+
+    /// The value that the engine has.
+    fn look(&self, key: &[u8]) -> Result<Option<Value>, Error> {
+        loop {
+            let moved = self.moved.load(Ordering::SeqCst);
+            let found = match self.group(key)? {
+                Some((fence, group)) => group::find(&fence, &group, key).map_err(|e| self.malformed(&fence, e))?,
+                None => None,
+            };
+            // A key that went to another group meanwhile may be missed in both.
+            if found.is_some() || moved == self.moved.load(Ordering::SeqCst) {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The group that has a key if any has: its fence and its value.
+    fn group(&self, key: &[u8]) -> Result<Option<(Value, Value)>, Error> {
+        let found = self.guard("read", || {
+            let found = self.db().range::<&[u8], _>(..=key).next_back().transpose()?;
+            self.keep_up()?;
+            Ok(found)
+        })?;
+        Ok(found.filter(|(fence, _)| group::kind(fence) == group::kind(key)))
+    }
+
+    fn malformed(&self, fence: &[u8], _: Malformed) -> Error {
+        super::damaged_key(&self.path, fence, "it is no group of values")
     }
 
     /// The value of a key that the engine need not be asked for.
@@ -206,27 +243,53 @@ impl Disk {
     }
 
     fn engine_range(&self, (from, until): (Bound<Vec<u8>>, Option<&[u8]>), each: &mut Each<'_>) -> Result<(), Error> {
-        let until = until.map_or(Bound::Unbounded, |until| Bound::Included(until.to_vec()));
-        let mut failure = Ok(());
+        let first = match &from {
+            Bound::Included(from) | Bound::Excluded(from) => self.group(from)?.map_or_else(|| from.clone(), |(fence, _)| fence.to_vec()),
+            Bound::Unbounded => Vec::new(),
+        };
+        let until = until.map_or(Bound::Unbounded, Bound::Included);
+        let mut ahead: Option<(Value, Value)> = None;
+        let (mut flow, mut failure) = (ControlFlow::Continue(()), Ok(()));
         self.guard("read", || {
-            for (nth, item) in self.db().range::<Vec<u8>, _>((from, until)).enumerate() {
-                let (key, value) = item?;
-                self.keep_up()?;
-                if nth % LOOK_AGAIN == 1 {
-                    self.db().contains_key(&key)?;
-                }
-                match each(&key, &value) {
-                    Ok(ControlFlow::Continue(())) => {}
-                    Ok(ControlFlow::Break(())) => break,
-                    Err(e) => {
-                        failure = Err(e);
-                        break;
+            let mut groups = self.db().range::<&[u8], _>((Bound::Included(first.as_slice()), until)).enumerate();
+            while flow.is_continue() && failure.is_ok() {
+                let next = match groups.next() {
+                    Some((nth, item)) => {
+                        let (fence, group) = item?;
+                        self.keep_up()?;
+                        if nth % LOOK_AGAIN == 1 {
+                            self.db().contains_key(&fence)?;
+                        }
+                        Some((fence, group))
+                    }
+                    None if ahead.is_none() => break,
+                    None => None,
+                };
+                // What a group still has of the next one's keys counts for nothing.
+                let end = next.as_ref().map_or(until, |(fence, _)| Bound::Excluded(fence.as_ref()));
+                if let Some((fence, group)) = &ahead {
+                    let span = (from.as_ref().map(Vec::as_slice), end);
+                    match self.group_range((fence, group), span, each) {
+                        Ok(after) => flow = after,
+                        Err(error) => failure = Err(error),
                     }
                 }
+                ahead = next;
             }
             Ok(())
         })?;
         failure
+    }
+
+    /// The keys of one group, within a span.
+    fn group_range(&self, (fence, group): (&[u8], &[u8]), span: Span<'_>, each: &mut Each<'_>) -> Result<ControlFlow<()>, Error> {
+        let mut walk = Walk::new(fence, group);
+        while let Some((key, value)) = walk.next().map_err(|e| self.malformed(fence, e))? {
+            if RangeBounds::<[u8]>::contains(&span, key) && each(key, &group[value])?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// See to it that the next commit finds room; an error leaves the engine as it was.
@@ -270,33 +333,77 @@ impl Disk {
         Ok(())
     }
 
-    /// Give the engine these values, one after the other. Not as a batch of the engine: that seals two buffers, which two threads of its pool
+    /// Give the engine these values, one group after the other. Not as a batch of the engine: that seals two buffers, which two threads of its pool
     /// write and wait for the disk at, each time.
     fn apply(&self, table: &Table) -> Result<(), Error> {
-        let mut left = table.iter();
-        // What they cost is an estimate: there is space for a segment more whenever one is begun.
-        while self.guard("write to", || self.apply_until_segment(&mut left))? {
-            self.reserve()?;
+        let mut left = table.iter().peekable();
+        while let Some((key, _)) = left.peek() {
+            let (kind, group) = (group::kind(key), self.group(key)?);
+            let (fence, group) = group.map_or_else(|| (Value::from(key.as_slice()), None), |(fence, group)| (fence, Some(group)));
+            let until = self.guard("read", || self.db().get_gt(&fence))?.map(|(next, _)| next);
+            let until = until.as_deref().filter(|next| group::kind(next) == kind);
+            let within = |key: &[u8]| group::kind(key) == kind && until.is_none_or(|until| key < until);
+            let mut changes: Vec<Change<'_>> = Vec::new();
+            while let Some(change) = left.next_if(|(key, _)| within(key)) {
+                changes.push(change);
+            }
+            let mut pieces = group::change((&fence, group.as_ref()), until, &changes).map_err(|e| self.malformed(&fence, e))?;
+            if let Some((fence, group @ None)) = pieces.first_mut()
+                && self.is_held_back(fence)?
+            {
+                *group = Some(group::EMPTY.into());
+            }
+            let mut pieces = pieces.into_iter().peekable();
+            // What they cost is an estimate: there is space for a segment more whenever one is begun.
+            while self.guard("write to", || self.write_until_segment(&mut pieces))? {
+                self.reserve()?;
+            }
+        }
+        #[cfg(test)]
+        if *self.fault.lock().unwrap() == Some(Fault::Apply) {
+            return self.guard("write to", || Err(io::Error::from(io::ErrorKind::StorageFull).into()));
         }
         Ok(())
     }
 
-    /// True when a segment was begun, and some may be left.
-    fn apply_until_segment<'a>(&self, left: &mut impl Iterator<Item = (&'a Vec<u8>, &'a Option<Value>)>) -> sled::Result<bool> {
-        for (key, value) in left {
-            match value {
-                Some(value) => self.db().insert(key, value.clone())?,
-                None => self.db().remove(key)?,
+    /// Whether the group before a fence still has keys from there on, which would count again without the fence. A power cut leaves such when it comes
+    /// before a group that gave keys away is written, and nothing that the journal has is left in that group.
+    fn is_held_back(&self, fence: &[u8]) -> Result<bool, Error> {
+        let before = self.guard("read", || self.db().get_lt(fence))?;
+        let Some((before, group)) = before.filter(|(before, _)| group::kind(before) == group::kind(fence)) else {
+            return Ok(false);
+        };
+        let last = group::last(&before, &group).map_err(|e| self.malformed(&before, e))?;
+        Ok(last.is_some_and(|last| last.as_slice() >= fence))
+    }
+
+    /// The last of the pieces is the group that the others came from. True when a segment was begun, and some may be left.
+    fn write_until_segment(&self, pieces: &mut Peekable<impl Iterator<Item = Piece>>) -> sled::Result<bool> {
+        while let Some((fence, group)) = pieces.next() {
+            if pieces.peek().is_none() {
+                self.moved.fetch_add(1, Ordering::SeqCst);
+            }
+            #[cfg(test)]
+            if !self.may_write() {
+                return Ok(false);
+            }
+            match group {
+                Some(group) => self.db().insert(fence, group)?,
+                None => self.db().remove(fence)?,
             };
             if self.keep_up()? {
                 return Ok(true);
             }
         }
-        #[cfg(test)]
-        if *self.fault.lock().unwrap() == Some(Fault::Apply) {
-            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
-        }
         Ok(false)
+    }
+
+    #[cfg(test)]
+    fn may_write(&self) -> bool {
+        let left = &mut *self.writes_left.lock().unwrap();
+        let may = *left != Some(0);
+        *left = left.map(|left| left.saturating_sub(1));
+        may
     }
 
     /// Return when everything the engine has survives a power cut.
@@ -418,7 +525,8 @@ fn engine_error(doing: &str, path: &Path, error: sled::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
 
     const RECORDS: u64 = 6000;
@@ -484,5 +592,155 @@ mod tests {
         let cuts = cuts.lock().unwrap();
         assert!(cuts.len() >= 3, "{cuts:?}");
         assert!(cuts.iter().all(|cut| *cut == Ok(0)), "{cuts:?}");
+    }
+
+    /// What the engine has, by a walk and key by key.
+    fn engine_has(disk: &Disk) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut found = Vec::new();
+        disk.engine_range((Bound::Unbounded, None), &mut |key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert!(found.is_sorted_by(|(a, _), (b, _)| a < b), "a key comes twice, or not in order");
+        for (key, value) in &found {
+            assert_eq!(disk.look(key).unwrap().as_deref(), Some(value.as_slice()), "{}", key.escape_ascii());
+        }
+        found.into_iter().collect()
+    }
+
+    fn keys() -> impl Strategy<Value = Vec<u8>> {
+        let kinds = prop_oneof![Just("rd"), Just("rd"), Just("rl"), Just("e"), Just("h")];
+        (kinds, 0..150u32).prop_map(|(kind, n)| {
+            if kind == "h" {
+                b"h".to_vec()
+            } else {
+                format!("{kind}{n}").into_bytes()
+            }
+        })
+    }
+
+    /// Some of the keys, or all of a span but for the changes to others.
+    fn writes() -> impl Strategy<Value = Writes> {
+        let span = (prop_oneof![Just("rd"), Just("rl"), Just("e")], 0..150u32, 1..150u32);
+        let span = prop::option::of(span).prop_map(|span| {
+            let keys = |(kind, from, len)| (from..from + len).map(move |n| format!("{kind}{n:03}").into_bytes());
+            span.into_iter().flat_map(keys).map(|key| (key, None)).collect::<Writes>()
+        });
+        (span, some_writes()).prop_map(|(span, some)| span.into_iter().chain(some).collect::<BTreeMap<_, _>>().into_iter().collect())
+    }
+
+    fn some_writes() -> impl Strategy<Value = Writes> {
+        let value = prop_oneof![0..40usize, 400..900usize, 4096..=4096usize].prop_map(|len| vec![1; len]);
+        // Few of them may leave a group as it is that gave keys away.
+        let len = prop_oneof![Just(0..3usize), Just(0..80)];
+        len.prop_flat_map(move |len| prop::collection::vec((keys(), prop::option::weighted(0.8, value.clone())), len))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The journal has what is being given, and nothing else: what is not in it must be there at every moment, also where neighbours move.
+        #[test]
+        fn a_table_that_is_given_in_part_takes_nothing_else(rounds in prop::collection::vec((writes(), 0..30usize, 0..30usize), 1..12)) {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Disk::open(dir.path()).unwrap();
+            let mut all: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+            for (nth, (mut writes, first, second)) in rounds.into_iter().enumerate() {
+                // Values of one length with other bytes.
+                writes.iter_mut().filter_map(|(_, value)| value.as_mut()).for_each(|value| value.iter_mut().for_each(|byte| *byte = nth as u8 + 10));
+                disk.put(writes.clone());
+                disk.freeze();
+                let table = disk.recent.frozen();
+                for cut in [first, second] {
+                    *disk.writes_left.lock().unwrap() = Some(cut);
+                    disk.apply(&table).unwrap();
+                    let mut found = engine_has(&disk);
+                    found.retain(|key, _| !table.contains_key(key));
+                    let others: BTreeMap<_, _> = all.iter().filter(|(key, _)| !table.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone())).collect();
+                    prop_assert_eq!(found, others);
+                }
+                *disk.writes_left.lock().unwrap() = None;
+                disk.settle().unwrap();
+                for (key, value) in writes {
+                    match value {
+                        Some(value) => drop(all.insert(key, value)),
+                        None => drop(all.remove(&key)),
+                    }
+                }
+                prop_assert_eq!(&engine_has(&disk), &all);
+                for from in all.keys().step_by(7) {
+                    let mut next = None;
+                    disk.range(Bound::Excluded(from), &mut |key, _| {
+                        next = Some(key.to_vec());
+                        Ok(ControlFlow::Break(()))
+                    }).unwrap();
+                    let wanted = all.range::<[u8], _>((Bound::Excluded(from.as_slice()), Bound::Unbounded)).next();
+                    prop_assert_eq!(next.as_ref(), wanted.map(|(key, _)| key));
+                }
+            }
+        }
+    }
+
+    /// The round that is given again does not come to the group that had given a key away.
+    #[test]
+    fn what_a_group_gave_away_stays_gone_with_who_got_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let some = |key: &str| (key.as_bytes().to_vec(), Some(vec![1; 500]));
+        disk.commit(["rd0", "rd1", "rd8", "rd9"].map(some).into()).unwrap();
+        disk.put(vec![some("rd85")]);
+        disk.freeze();
+        *disk.writes_left.lock().unwrap() = Some(1);
+        disk.apply(&disk.recent.frozen()).unwrap();
+        *disk.writes_left.lock().unwrap() = None;
+        disk.settle().unwrap();
+        let (_, first) = disk.group(b"rd0").unwrap().unwrap();
+        assert_eq!(group::last(b"rd0", &first), Ok(Some(b"rd9".to_vec())));
+        assert_eq!(engine_has(&disk).len(), 5);
+        disk.commit(vec![(b"rd9".to_vec(), None)]).unwrap();
+        disk.put(vec![(b"rd85".to_vec(), None)]);
+        disk.freeze();
+        for writes in [Some(1), None] {
+            *disk.writes_left.lock().unwrap() = writes;
+            disk.apply(&disk.recent.frozen()).unwrap();
+            let found = engine_has(&disk);
+            assert!(
+                ["rd0", "rd1", "rd8"].iter().all(|key| found.contains_key(key.as_bytes())),
+                "{found:?}"
+            );
+            assert!(!found.contains_key(&b"rd9"[..]), "{writes:?}");
+        }
+        assert_eq!(engine_has(&disk).len(), 3);
+    }
+
+    /// Keys that stay as they are move to other groups all the time.
+    #[test]
+    fn a_key_is_found_while_it_moves() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let key = |n: u32| format!("rd{n:06}").into_bytes();
+        let stay: Vec<_> = (0..40).map(|n| key(n * 1000)).collect();
+        disk.commit(stay.iter().map(|key| (key.clone(), Some(vec![1; 300]))).collect())
+            .unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut looks = 0;
+                while !done.load(Ordering::Relaxed) {
+                    for key in &stay {
+                        assert!(disk.look(key).unwrap().is_some(), "{}", key.escape_ascii());
+                        looks += 1;
+                    }
+                }
+                looks
+            });
+            for n in 1..400 {
+                disk.commit((0..40).map(|of| (key(of * 1000 + (n * 7) % 999), Some(vec![1; 300]))).collect())
+                    .unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(reader.join().unwrap() > 0);
+        });
     }
 }
