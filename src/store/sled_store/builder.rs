@@ -6,9 +6,9 @@
 use super::disk::Disk;
 use super::high_water::{HighWater, Mark};
 use super::journal::Journal;
-use super::{HEAD_KEY, Position, verify};
+use super::{HEAD_KEY, Position, group, verify};
 use crate::store::directory::{Directory, exists, sync_parent, sync_tree};
-use crate::store::{Error, codec, write_cost};
+use crate::store::{Error, VALUE_MAX, codec, write_cost};
 use std::fs;
 use std::path::PathBuf;
 
@@ -47,8 +47,18 @@ impl Builder {
         })
     }
 
-    /// Write a stored value as it is, or remove it; of several words on one key the last one counts.
+    /// Write a stored value as it is, or remove it; of several words on one key the last one counts. [`Error::Damaged`] for what no commit can have
+    /// written.
     pub fn put(&mut self, key: &[u8], sealed: Option<&[u8]>) -> Result<(), Error> {
+        if key.len() > group::LONGEST_KEY
+            || sealed.is_some_and(|sealed| sealed.len() > VALUE_MAX || sealed.first() != Some(&codec::ENVELOPE_FORMAT))
+        {
+            return Err(super::damaged_key(
+                self.disk.file(),
+                key,
+                "it is longer than any that is written, or has no envelope",
+            ));
+        }
         self.cost += write_cost(key.len() + sealed.map_or(0, <[u8]>::len));
         self.writes.push((key.to_vec(), sealed.map(<[u8]>::to_vec)));
         if self.cost < BATCH_COST {
@@ -88,5 +98,29 @@ impl Builder {
     pub(super) fn put_head(&mut self, position: &Position) -> Result<(), Error> {
         let sealed = codec::seal(HEAD_KEY, position.batch, &codec::encode(position));
         self.put(HEAD_KEY, Some(&sealed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_commit_can_have_written_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::open(root.path(), "master", [1; 16]).unwrap();
+        let mut builder = Builder::new(&directory).unwrap();
+        let sealed = codec::seal(b"rda", 1, b"body");
+        builder.put(b"rda", Some(&sealed)).unwrap();
+        for (key, value) in [
+            (vec![b'r'; 600], sealed.clone()),
+            (b"rdb".to_vec(), [sealed.clone(), vec![0; VALUE_MAX]].concat()),
+            (b"rdb".to_vec(), b"\x02\0\0\x03\0\0\0rdc".to_vec()),
+            (b"rdb".to_vec(), Vec::new()),
+        ] {
+            let refused = builder.put(&key, Some(&value));
+            assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+        }
+        builder.put(b"rdb", None).unwrap();
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! key    fence
-//! value  that of the fence itself, if the group has no other key (an envelope of `codec`, which begins with 1), or
+//! value  that of the fence itself, if the group has no other key: an envelope of `codec`, which begins with 1. Or
 //!        1 byte   2
 //!        and for each key, in order, integers little endian:
 //!        2 bytes  how many bytes it has in common with the key before it
@@ -29,7 +29,9 @@ pub(super) const EMPTY: &[u8] = &[FORM];
 const FRAME: usize = 6;
 /// A group that reaches this length is full; a longer value has one of its own.
 const FULL: usize = 2 * 1024;
-const _: () = assert!(VALUE_MAX + KEY_MAX < u16::MAX as usize && FULL <= VALUE_MAX);
+/// With the byte that says what it is a key of.
+pub(super) const LONGEST_KEY: usize = 1 + KEY_MAX;
+const _: () = assert!(VALUE_MAX + LONGEST_KEY < u16::MAX as usize && FULL <= VALUE_MAX);
 
 /// A key with its value.
 pub(super) type Pair = (Vec<u8>, Value);
@@ -55,40 +57,47 @@ pub(super) struct Malformed;
 
 /// Goes through a group.
 pub(super) struct Walk<'a> {
-    value: &'a [u8],
-    /// Where the next key begins; `None` if the value is that of the fence.
+    fence: &'a [u8],
+    group: &'a [u8],
+    /// Where the next key begins; `None` before the first.
     at: Option<usize>,
     key: Vec<u8>,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(fence: &[u8], value: &'a [u8]) -> Walk<'a> {
-        let (at, key) = match value.first() {
-            Some(&FORM) => (Some(1), Vec::new()),
-            _ => (None, fence.to_vec()),
-        };
-        Walk { value, at, key }
+    pub(super) fn new(fence: &'a [u8], group: &'a [u8]) -> Walk<'a> {
+        let (at, key) = (None, Vec::new());
+        Walk { fence, group, at, key }
     }
 
     /// The next key, and where its value is.
     pub(super) fn next(&mut self) -> Result<Option<Place<'_>>, Malformed> {
-        let Some(from) = self.at else {
-            self.at = Some(self.value.len());
-            return Ok(Some((&self.key, 0..self.value.len())));
+        let from = match (self.at, self.group.first()) {
+            (Some(at), _) => at,
+            (None, Some(&FORM)) => 1,
+            (None, Some(&codec::ENVELOPE_FORMAT)) => {
+                self.key.extend_from_slice(self.fence);
+                self.at = Some(self.group.len());
+                return Ok(Some((&self.key, 0..self.group.len())));
+            }
+            _ => return Err(Malformed),
         };
-        let left = &self.value[from..];
+        let left = &self.group[from..];
         if left.is_empty() {
             return Ok(None);
         }
         let (frame, rest) = left.split_first_chunk::<FRAME>().ok_or(Malformed)?;
         let [common, more, value] = [0, 2, 4].map(|n| usize::from(u16::from_le_bytes([frame[n], frame[n + 1]])));
         let rest = rest.get(..more + value).ok_or(Malformed)?;
-        // Also what is not in order: the next key would never be found.
+        // Also what is not in order, or not within the fence: a look would miss it.
         if common > self.key.len() || self.key[common..] >= rest[..more] {
             return Err(Malformed);
         }
         self.key.truncate(common);
         self.key.extend_from_slice(&rest[..more]);
+        if self.key.as_slice() < self.fence || kind(&self.key) != kind(self.fence) || self.key.len() > LONGEST_KEY || value > VALUE_MAX {
+            return Err(Malformed);
+        }
         let end = from + FRAME + more + value;
         self.at = Some(end);
         Ok(Some((&self.key, end - value..end)))
@@ -186,15 +195,19 @@ fn pack(fence: &[u8], pairs: &[Pair]) -> Value {
     if let [(key, value)] = pairs
         && key == fence
     {
-        debug_assert_ne!(value.first(), Some(&FORM), "no envelope");
-        return value.clone();
+        // A copy: the value may be a part of a larger group, which it would keep in memory.
+        return value.as_ref().into();
     }
     let mut bytes = vec![FORM];
     let mut before: &[u8] = &[];
     for (key, value) in pairs {
         let common = common(before, key);
         for len in [common, key.len() - common, value.len()] {
-            bytes.extend_from_slice(&u16::try_from(len).expect("a commit with a longer one was refused").to_le_bytes());
+            bytes.extend_from_slice(
+                &u16::try_from(len)
+                    .expect("a commit or a log with a longer one was refused")
+                    .to_le_bytes(),
+            );
         }
         bytes.extend_from_slice(&key[common..]);
         bytes.extend_from_slice(value);
@@ -226,19 +239,19 @@ mod tests {
 
     #[test]
     fn groups_have_the_golden_bytes() {
-        let pairs = [pair("rda", "one"), pair("rdab", ""), pair("rdb", "3")];
+        let pairs = [pair("rda", "\u{1}ne"), pair("rdab", ""), pair("rdb", "3")];
         let group = pack(b"rd", &pairs);
-        assert_eq!(&*group, b"\x02\0\0\x03\0\x03\0rdaone\x03\0\x01\0\0\0b\x02\0\x01\0\x01\0b3");
+        assert_eq!(&*group, b"\x02\0\0\x03\0\x03\0rda\x01ne\x03\0\x01\0\0\0b\x02\0\x01\0\x01\0b3");
         assert_eq!(unpack(b"rd", &group).unwrap(), pairs);
         assert_eq!(find(b"rd", &group, b"rdab"), Ok(Some(Value::default())));
         assert_eq!(find(b"rd", &group, b"rdaa"), Ok(None));
         assert_eq!(find(b"rd", &group, b"rdz"), Ok(None));
         assert_eq!(
             pack(b"rda", &pairs[..1]),
-            b"one",
+            b"\x01ne",
             "alone under its own key it is as it was before there were groups"
         );
-        assert_eq!(pack(b"rd", &pairs[..1]), b"\x02\0\0\x03\0\x03\0rdaone");
+        assert_eq!(pack(b"rd", &pairs[..1]), b"\x02\0\0\x03\0\x03\0rda\x01ne");
     }
 
     #[test]
@@ -249,6 +262,10 @@ mod tests {
             b"\x02\x01\0\x01\0\0\0a",
             b"\x02\0\0\x01\0\0\0b\0\0\x01\0\0\0a",
             b"\x02\0\0\x01\0\0\0b\x01\0\0\0\0\0",
+            b"",
+            b"\x03value",
+            b"\x02\0\0\x02\0\0\0rc",
+            b"\x02\0\0\x02\0\0\0rl",
         ] {
             assert_eq!(unpack(b"rd", bytes), Err(Malformed), "{bytes:?}");
         }

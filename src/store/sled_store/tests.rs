@@ -297,13 +297,14 @@ proptest! {
         let mut frozen = false;
         for (writes, then, from) in steps {
             let key = |n: u16| format!("{n:03}").into_bytes();
+            let body = |byte: u8| [vec![codec::ENVELOPE_FORMAT], vec![byte; 29]].concat();
             for (n, value) in &writes {
                 match value {
-                    Some(value) => model.insert(key(*n), vec![*value; 30]),
+                    Some(value) => model.insert(key(*n), body(*value)),
                     None => model.remove(&key(*n)),
                 };
             }
-            disk.put(writes.iter().map(|(n, value)| (key(*n), value.map(|value| vec![value; 30]))).collect());
+            disk.put(writes.iter().map(|(n, value)| (key(*n), value.map(body))).collect());
             match then {
                 0 if !frozen => {
                     disk.freeze();

@@ -49,20 +49,28 @@ fn rewrite(store: &std::path::Path) -> Vec<u8> {
         .flatten()
         .next()
         .expect("the lock of the engine is let go soon");
-    for block in db.scan_prefix(b"e").collect::<Vec<_>>() {
-        let (key, sealed) = block.unwrap();
-        let (commit, mut left) = codec::unseal(&key, &sealed).unwrap();
-        let mut events = Vec::new();
-        while let Some((len, rest)) = left.split_first_chunk::<2>() {
-            let (event, rest) = rest.split_at(u16::from_le_bytes(*len).into());
-            assert_eq!(event[0], 0);
-            events.push(&event[1..]);
-            left = rest;
-        }
-        let last = u64::from_be_bytes(key[1..].try_into().unwrap());
-        for (seq, event) in (last + 1 - events.len() as u64..).zip(events) {
-            let key = [b"e", &seq.to_be_bytes()[..]].concat();
-            db.insert(&key, codec::seal(&key, commit, event)).unwrap();
+    // Today neighbours share a value of the engine.
+    for (fence, group) in db.iter().map(Result::unwrap).collect::<Vec<_>>() {
+        let pairs = pairs(&fence, &group);
+        db.remove(&fence).unwrap();
+        for (key, sealed) in pairs {
+            if key[0] != b'e' {
+                db.insert(key, sealed).unwrap();
+                continue;
+            }
+            let (commit, mut left) = codec::unseal(&key, &sealed).unwrap();
+            let mut events = Vec::new();
+            while let Some((len, rest)) = left.split_first_chunk::<2>() {
+                let (event, rest) = rest.split_at(u16::from_le_bytes(*len).into());
+                assert_eq!(event[0], 0);
+                events.push(&event[1..]);
+                left = rest;
+            }
+            let last = u64::from_be_bytes(key[1..].try_into().unwrap());
+            for (seq, event) in (last + 1 - events.len() as u64..).zip(events) {
+                let key = [b"e", &seq.to_be_bytes()[..]].concat();
+                db.insert(&key, codec::seal(&key, commit, event)).unwrap();
+            }
         }
     }
     let values = db.iter().map(|value| value.unwrap()).filter(|(key, _)| key != HEAD);
@@ -80,4 +88,22 @@ fn rewrite(store: &std::path::Path) -> Vec<u8> {
     let at = (batch % 2) as usize * 4096;
     high_water[at..at + slot.len()].copy_from_slice(&slot);
     high_water
+}
+
+/// What is stored under a fence: the value of that key, or 2 and for each key what it has in common with the one before, the lengths of the rest and
+/// of the value, and both.
+fn pairs(fence: &[u8], group: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let Some((2, mut left)) = group.split_first() else {
+        return vec![(fence.to_vec(), group.to_vec())];
+    };
+    let (mut pairs, mut key) = (Vec::new(), Vec::new());
+    while let Some((frame, rest)) = left.split_first_chunk::<6>() {
+        let [common, more, len] = [0, 2, 4].map(|n| usize::from(u16::from_le_bytes([frame[n], frame[n + 1]])));
+        key.truncate(common);
+        key.extend_from_slice(&rest[..more]);
+        let (value, rest) = rest[more..].split_at(len);
+        pairs.push((key.clone(), value.to_vec()));
+        left = rest;
+    }
+    pairs
 }
