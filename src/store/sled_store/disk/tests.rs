@@ -1,5 +1,6 @@
 //! Power cuts between and within what the engine is given, and readers beside it.
 
+use super::super::group;
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
