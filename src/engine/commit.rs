@@ -11,6 +11,7 @@ use super::turn::{Outcome, Turn, Writes};
 use super::{EffectSink, Envelope, Message, Parts, Refusal, counted};
 use crate::crash_point::{self, Moment};
 use crate::machine::content::PayloadRef;
+use crate::machine::ids::Timestamp;
 use crate::machine::{Input, Machine, Named, Out};
 use crate::metrics::{Depth, Engine as Metrics};
 use crate::store::space::{FULL, Level, SLACK};
@@ -41,6 +42,8 @@ pub(super) struct Loop<M: Machine> {
     settler: Settler,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
+    /// The clock's stamp of the second it was asked for last.
+    stamp: (u64, String),
     metrics: Metrics,
     depth: Depth,
 }
@@ -65,6 +68,7 @@ impl<M: Machine> Loop<M> {
             sink,
             settler,
             payload_counts: HashMap::new(),
+            stamp: (0, String::new()),
         }
     }
 
@@ -131,7 +135,7 @@ impl<M: Machine> Loop<M> {
         let now = self.parts.clock.now();
         let input = Input {
             now,
-            stamp: self.parts.clock.stamp(now),
+            stamp: self.stamp(now),
             random: self.parts.clock.random(),
             recalled,
         };
@@ -149,11 +153,19 @@ impl<M: Machine> Loop<M> {
         Ok(())
     }
 
+    fn stamp(&mut self, now: Timestamp) -> String {
+        let second = now.0 / 1_000_000;
+        if self.stamp.0 != second {
+            self.stamp = (second, self.parts.clock.stamp(now));
+        }
+        self.stamp.1.clone()
+    }
+
     /// The ended records a command may depend on. What this turn has changed is in memory, or gone, whatever the disk still says.
     fn recall(&self, command: &M::Command, turn: &mut Turn<M>) -> Result<Recalled<M>, Error> {
         let mut recalled = Vec::new();
         for key in self.parts.machine.recall(command) {
-            if turn.has_changed(&key) || self.parts.machine.record(&key).is_some() {
+            if turn.has_changed(&key) || self.parts.machine.holds(&key) {
                 continue;
             }
             if let Some(record) = self.reader.ended(&key)? {

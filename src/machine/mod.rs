@@ -193,6 +193,9 @@ pub trait Machine: Send + Sized + 'static {
     /// The record of this name as it stands in memory; `None` when there is none.
     fn record(&self, key: &Self::Key) -> Option<Self::Record>;
 
+    /// Whether there is a [`Machine::record`] of this name.
+    fn holds(&self, key: &Self::Key) -> bool;
+
     /// True when the record must be in memory after a restart.
     fn is_live(record: &Self::Record) -> bool;
 

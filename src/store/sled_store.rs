@@ -28,6 +28,7 @@ mod journal;
 mod known;
 pub mod migrate;
 mod open;
+mod past;
 mod position;
 mod proof;
 mod recent;
@@ -51,6 +52,7 @@ use disk::Disk;
 use high_water::{HighWater, Mark};
 use journal::{Journal, Writes};
 use known::Known;
+use past::Past;
 use position::{event_key, event_seq, is_history, record_key};
 use settling::Settling;
 use std::collections::BTreeMap;
@@ -72,6 +74,7 @@ pub struct SledStore {
     settling: Settling,
     /// How long barriers take, once somebody measures it.
     barriers: OnceLock<Seconds>,
+    past: Arc<Past>,
     writer: Mutex<Writer>,
     // Released last, after the engine is closed.
     _lock: Arc<Lock>,
@@ -139,6 +142,7 @@ impl SledStore {
             barrier: Barrier::new(writer.position.head()),
             settling: Settling::default(),
             barriers: OnceLock::new(),
+            past: writer.check.past(),
             writer: Mutex::new(writer),
             _lock: lock,
         }
@@ -222,10 +226,25 @@ impl SledStore {
 
     /// The value that a commit writes over, if there is one.
     fn old(&self, known: &Known, key: &[u8]) -> Result<Option<disk::Value>, Error> {
-        if is_history(key) || known.may_have(key) {
+        if is_history(key) {
+            return self.look(key);
+        }
+        if known.may_have(key) {
             return self.disk.get(key);
         }
         debug_assert!(self.disk.get(key).is_ok_and(|old| old.is_none()), "a live key is not known");
+        Ok(None)
+    }
+
+    /// The sealed value of a record.
+    fn look(&self, key: &[u8]) -> Result<Option<disk::Value>, Error> {
+        if !is_history(key) || self.past.may_have(key) {
+            return self.disk.get(key);
+        }
+        debug_assert!(
+            self.disk.get(key).is_ok_and(|old| old.is_none()),
+            "a record of the history is not known"
+        );
         Ok(None)
     }
 
@@ -346,7 +365,7 @@ impl Store for SledStore {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let key = record_key(key);
-        self.read(|| self.disk.get(&key)?.map(|sealed| self.body(&key, &sealed)).transpose())
+        self.read(|| self.look(&key)?.map(|sealed| self.body(&key, &sealed)).transpose())
     }
 
     fn peek(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {

@@ -8,7 +8,6 @@ use super::{Cluster, Event, Key};
 use crate::machine::Changes;
 use crate::machine::content::Content;
 use crate::machine::ids::{TaskKey, Timestamp, WorkerId};
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 type Changed = Changes<Key>;
@@ -176,7 +175,7 @@ impl Cluster {
     }
 
     fn take_task(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Box<Task>)> {
-        let (name, task) = self.tasks.remove_entry(key)?;
+        let (name, task) = self.tasks.remove(key)?;
         if let Some(worker) = self.index.remove_task(key, &task) {
             self.refresh(&worker);
         }
@@ -186,13 +185,9 @@ impl Cluster {
     /// Put a task's record in, in place of what is there.
     pub(super) fn put_task(&mut self, key: Arc<TaskKey>, task: Box<Task>) {
         self.next_number = self.next_number.max(task.number + 1);
-        let (left, touched) = match self.tasks.entry(key.clone()) {
-            Entry::Vacant(place) => (None, self.index.add_task(&key, place.insert(task))),
-            Entry::Occupied(mut place) => {
-                let left = self.index.remove_task(&key, &place.insert(task));
-                (left, self.index.add_task(&key, place.get()))
-            }
-        };
+        let left = self.tasks.get(&key).and_then(|before| self.index.remove_task(&key, before));
+        let touched = self.index.add_task(&key, &task);
+        self.tasks.insert(key, task);
         for worker in [left, touched].into_iter().flatten() {
             self.refresh(&worker);
         }

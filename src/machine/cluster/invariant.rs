@@ -53,7 +53,7 @@ fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 
 /// 1. An assigned task is on one worker, which is known and not lost.
 fn assigned_once(cluster: &Cluster) -> Result<(), String> {
-    for (key, task) in &cluster.tasks {
+    for (key, task) in cluster.tasks.iter() {
         let carriers: Vec<_> = cluster
             .index
             .loads
@@ -138,7 +138,7 @@ fn bound_both_ways(cluster: &Cluster) -> Result<(), String> {
             format!("anonymous lease {id:?} is lost")
         })?;
     }
-    for (key, task) in &cluster.tasks {
+    for (key, task) in cluster.tasks.iter() {
         if let Some(id) = &task.lease {
             let lease = cluster.leases.get(id);
             let fits = lease.is_some_and(|lease| lease.bound() == Some(key) && task.assignee.as_ref() == Some(&lease.worker));
@@ -150,7 +150,7 @@ fn bound_both_ways(cluster: &Cluster) -> Result<(), String> {
 
 /// 7. Attempts go up to the limit; an assigned task is in its last begun one; a queued one has one left.
 fn attempts(cluster: &Cluster) -> Result<(), String> {
-    for (key, task) in &cluster.tasks {
+    for (key, task) in cluster.tasks.iter() {
         let fits = match &task.state {
             TaskState::Queued => task.attempts < task.max_attempts,
             TaskState::Assigned { attempt, .. } => *attempt == task.attempts && task.attempts <= task.max_attempts,
@@ -169,7 +169,7 @@ fn attempts(cluster: &Cluster) -> Result<(), String> {
 /// 8. What is derived equals a recount from the records.
 fn derived(cluster: &Cluster) -> Result<(), String> {
     let mut recount = Cluster::new(cluster.rules.clone());
-    let keys = cluster.tasks.keys().map(|key| Key::Task(TaskKey::clone(key)));
+    let keys = cluster.tasks.iter().map(|(key, _)| Key::Task(TaskKey::clone(key)));
     let keys = keys
         .chain(cluster.leases.keys().cloned().map(Key::Lease))
         .chain(cluster.workers.keys().cloned().map(Key::Worker));

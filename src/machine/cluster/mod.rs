@@ -9,11 +9,13 @@ mod contract;
 mod index;
 pub mod invariant;
 mod leases;
+
 mod names;
 pub mod placement;
 #[cfg(test)]
 mod property;
 pub mod records;
+mod table;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ use records::{Counters, Lease, LeaseId, Task, TaskState, Worker, WorkerState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use table::Tasks;
 
 /// The most workers known at once: a start and a placement look at each.
 pub const WORKERS_MAX: usize = 1024;
@@ -68,7 +71,7 @@ pub struct Cluster {
     counters: Counters,
     workers: BTreeMap<WorkerId, Worker>,
     /// The key of a waiting task is in its queue as well, and there may be a million of them.
-    tasks: BTreeMap<Arc<TaskKey>, Box<Task>>,
+    tasks: Tasks,
     leases: BTreeMap<LeaseId, Lease>,
     index: Index,
     /// The next task's place in the queue; above that of every live task, which is all that the order needs.
@@ -82,7 +85,7 @@ impl Cluster {
             rules,
             counters: Counters::default(),
             workers: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Tasks::default(),
             leases: BTreeMap::new(),
             index: Index::default(),
             next_number: 1,
@@ -169,8 +172,17 @@ impl Machine for Cluster {
         match key {
             Key::Counters => Some(Record::Counters(self.counters)),
             Key::Lease(id) => self.leases.get(id).cloned().map(Record::Lease),
-            Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
+            Key::Task(key) => self.tasks.get(key).map(|task| Record::Task(Box::new(task.clone()))),
             Key::Worker(id) => self.workers.get(id).cloned().map(Record::Worker),
+        }
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        match key {
+            Key::Counters => true,
+            Key::Lease(id) => self.leases.contains_key(id),
+            Key::Task(key) => self.tasks.get(key).is_some(),
+            Key::Worker(id) => self.workers.contains_key(id),
         }
     }
 
@@ -262,8 +274,8 @@ impl Machine for Cluster {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let assigned = self
             .tasks
-            .values()
-            .filter(|task| matches!(task.state, TaskState::Assigned { .. }))
+            .iter()
+            .filter(|(_, task)| matches!(task.state, TaskState::Assigned { .. }))
             .count();
         let away = self
             .workers

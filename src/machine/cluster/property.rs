@@ -47,7 +47,7 @@ fn may_be_repeated(command: &Command) -> bool {
 }
 
 fn live(machine: &Cluster) -> BTreeMap<Key, Record> {
-    let keys = machine.tasks.keys().map(|key| Key::Task(TaskKey::clone(key)));
+    let keys = machine.tasks.iter().map(|(key, _)| Key::Task(TaskKey::clone(key)));
     let keys = keys
         .chain(machine.leases.keys().cloned().map(Key::Lease))
         .chain(machine.workers.keys().cloned().map(Key::Worker));

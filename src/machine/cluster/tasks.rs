@@ -224,10 +224,10 @@ impl Cluster {
 
     /// A task of this job that has not ended.
     fn open_task_of(&self, job: &JobId) -> Option<&TaskKey> {
-        // No id is less than one space.
-        let first = TaskKey::parse(job.as_str(), " ").ok()?;
-        let of_job = self.tasks.range(first..).take_while(|(key, _)| key.job == *job);
-        of_job.filter(|(_, task)| !task.is_ended()).map(|(key, _)| key.as_ref()).next()
+        self.tasks
+            .of_job(job)
+            .find(|(_, task)| !task.is_ended())
+            .map(|(key, _)| key.as_ref())
     }
 
     /// Assign what can be assigned, at most [`STEP_MAX`] tasks; the rest follows with [`Effect::PlaceMore`].

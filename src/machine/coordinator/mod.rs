@@ -319,6 +319,19 @@ impl Machine for Coordinator {
         }
     }
 
+    fn holds(&self, key: &Key) -> bool {
+        match key {
+            Key::Counters => true,
+            Key::Party(party) => self.parties.contains_key(party),
+            Key::Proposal(job) => self.proposals.contains_key(job),
+            Key::Task(job, index) => self.proposals.get(job).is_some_and(|entry| entry.tasks.contains_key(index)),
+            Key::Participant(job, party) => self.proposals.get(job).is_some_and(|entry| entry.participants.contains_key(party)),
+            Key::Assignment(job, party) => self.assignments.contains_key(&(job.clone(), party.clone())),
+            Key::Course(job) => self.courses.contains_key(job),
+            Key::Order(party, job) => self.orders.contains_key(&(party.clone(), job.clone())),
+        }
+    }
+
     fn is_live(record: &Record) -> bool {
         match record {
             Record::Proposal(proposal) => !matches!(proposal.state, State::Expired { .. }),

@@ -304,6 +304,21 @@ impl Machine for Master {
         }
     }
 
+    fn holds(&self, key: &Key) -> bool {
+        match key {
+            Key::Counter => true,
+            Key::Job(id) => self.job(id).is_some(),
+            Key::Task(key) => self.task(key).is_some(),
+            Key::Participation(id) => self.participations.contains_key(id),
+            Key::Submission(hash) => self.submissions.contains_key(hash),
+            Key::Purge(id) => self.purges.contains_key(id),
+            Key::Announced(job) => self.announced.contains_key(job),
+            Key::Peer(job, party) => self.peers.contains_key(&(job.clone(), party.clone())),
+            Key::Report(proposal) => self.reports.contains_key(proposal),
+            Key::Withdrawal(job) => self.withdrawals.contains_key(job),
+        }
+    }
+
     fn is_live(record: &Record) -> bool {
         match record {
             Record::Counter(_) => true,

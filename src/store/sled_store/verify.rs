@@ -8,9 +8,11 @@
 //! meanwhile tell it what they change there.
 
 use super::disk::Disk;
+use super::past::Past;
 use super::{EVENT_PREFIX, HEAD_KEY, Position, RECORD_PREFIX, Tally, block, damaged, damaged_key, event_key, is_history};
 use crate::store::{Error, HISTORY, Seq, codec};
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
 
 /// Read the head value.
 pub(super) fn head(disk: &Disk) -> Result<Position, Error> {
@@ -76,6 +78,8 @@ pub(super) struct HistoryCheck {
     /// The event that must come next.
     next_event: Seq,
     done: bool,
+    /// The records that were seen, and those of commits.
+    past: Arc<Past>,
 }
 
 impl HistoryCheck {
@@ -85,11 +89,17 @@ impl HistoryCheck {
             found: Tally::default(),
             next_event: position.first_seq,
             done: false,
+            past: Arc::new(Past::new()),
         }
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// The records of the history, as far as they were seen.
+    pub(super) fn past(&self) -> Arc<Past> {
+        Arc::clone(&self.past)
     }
 
     /// Values seen so far.
@@ -137,6 +147,9 @@ impl HistoryCheck {
 
     /// A commit replaces `old` by `new`.
     pub(super) fn changed(&mut self, disk: &Disk, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) -> Result<(), Error> {
+        if new.is_some() && is_history_record(key) {
+            self.past.add(key);
+        }
         let is_behind = self.cursor.as_deref().is_some_and(|cursor| key <= cursor);
         if self.done || !is_behind || !is_history(key) {
             return Ok(());
@@ -155,7 +168,8 @@ impl HistoryCheck {
 
     fn add(&mut self, disk: &Disk, key: &[u8], sealed: &[u8]) -> Result<(), Error> {
         self.found.add(key, sealed);
-        if key.first() != Some(&EVENT_PREFIX) {
+        if is_history_record(key) {
+            self.past.add(key);
             return Ok(());
         }
         let events = block::open(disk, key, sealed.get(codec::ENVELOPE_LEN..).unwrap_or_default())?;
@@ -169,8 +183,14 @@ impl HistoryCheck {
             let what = format!("it is missing, and the next one will be {}", position.next_seq);
             return Err(damaged_key(disk.file(), &event_key(self.next_event), &what));
         }
-        compare(disk, "history", &self.found, &position.history)
+        compare(disk, "history", &self.found, &position.history)?;
+        self.past.complete();
+        Ok(())
     }
+}
+
+fn is_history_record(key: &[u8]) -> bool {
+    key.starts_with(ENDED)
 }
 
 /// One value by itself: its checksum, and that it is not of a commit after the last. Gives its body.
