@@ -18,6 +18,7 @@ use crate::wire::fedvision::framework::Task;
 use bytes::Bytes;
 use prost::Message;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span};
 
@@ -168,7 +169,7 @@ impl<D: Dialect> Orders<D> {
         if record.state != (TaskState::Assigned { worker, attempt }) {
             return Ok(None);
         }
-        let payload = match record.content {
+        let payload = match Arc::unwrap_or_clone(record).content {
             Content::Inline(bytes) => return Ok(Some(Ready::Whole(Task::decode(bytes.as_slice())?))),
             Content::Stored(payload) => payload,
         };

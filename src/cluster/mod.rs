@@ -157,6 +157,7 @@ mod tests {
     use crate::machine::ids::{ID_MAX, JobId, TaskKey, Timestamp, TypeName, WorkerId};
     use crate::machine::outcome::{End, Outcome, REASON_MAX, STDERR_TAIL_MAX};
     use crate::store::{COST_MAX, Commit, codec};
+    use std::sync::Arc;
 
     fn id() -> String {
         "x".repeat(ID_MAX)
@@ -196,8 +197,8 @@ mod tests {
             worker: worker.clone(),
             attempt: u32::MAX,
         };
-        let running = Record::Task(Box::new(longest_task(assigned, Content::Inline(vec![255; INLINE_MAX]))));
-        let ended = Record::Task(Box::new(longest_task(TaskState::Ended(longest_outcome()), Content::default())));
+        let running = Record::Task(Arc::new(longest_task(assigned, Content::Inline(vec![255; INLINE_MAX]))));
+        let ended = Record::Task(Arc::new(longest_task(TaskState::Ended(longest_outcome()), Content::default())));
         let lease = Record::Lease(Lease {
             worker: worker.clone(),
             ports: vec![u16::MAX; usize::from(ENDPOINTS_MAX)],

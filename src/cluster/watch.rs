@@ -15,6 +15,7 @@ use crate::supervisor::Supervisor;
 use crate::wire::fedbroker::v1::{TaskEnd, WatchRequest};
 use futures_util::stream::StreamExt;
 use std::collections::HashSet;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -135,7 +136,7 @@ async fn on_disk(reader: Reader<Cluster>, keys: Vec<TaskKey>) -> Result<Vec<Stan
 
 fn standing(record: Option<Record>) -> Standing {
     match record {
-        Some(Record::Task(task)) => match task.state {
+        Some(Record::Task(task)) => match Arc::unwrap_or_clone(task).state {
             TaskState::Ended(outcome) => Standing::Ended(outcome),
             TaskState::Queued | TaskState::Assigned { .. } => Standing::Live,
         },

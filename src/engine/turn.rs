@@ -168,25 +168,17 @@ impl<M: Machine> Settled<M> {
     /// A record is in one place: with the live ones, with those that have ended, or in none.
     fn new(machine: &M, key: &M::Key, recalled: bool) -> Self {
         let bytes = M::key_bytes(key);
-        let (live, past) = (record_key(LIVE, &bytes), record_key(ENDED, &bytes));
+        let (live, past) = (|| record_key(LIVE, &bytes), || record_key(ENDED, &bytes));
         let record = machine.record(key);
-        let mut writes = Vec::with_capacity(2);
-        match &record {
+        let writes = match &record {
             Some(record) if M::is_live(record) => {
-                writes.push((live, Some(codec::encode(record))));
-                if recalled {
-                    writes.push((past, None));
-                }
+                let mut writes = vec![(live(), Some(codec::encode(record)))];
+                writes.extend(recalled.then(|| (past(), None)));
+                writes
             }
-            Some(record) => {
-                writes.push((live, None));
-                writes.push((past, Some(codec::encode(record))));
-            }
-            None => {
-                writes.push((live, None));
-                writes.push((past, None));
-            }
-        }
+            Some(record) => vec![(live(), None), (past(), Some(codec::encode(record)))],
+            None => vec![(live(), None), (past(), None)],
+        };
         let cost = writes
             .iter()
             .map(|(key, body)| write_cost(key.len() + body.as_ref().map_or(0, Vec::len)))

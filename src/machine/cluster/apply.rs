@@ -68,7 +68,7 @@ impl Cluster {
                 changes.keys.insert(Key::Lease(lease.clone()));
             }
             Event::TaskForgotten { key } => {
-                self.take_task(key);
+                self.forget_task(key);
                 changes.keys.insert(Key::Task(key.clone()));
             }
             Event::LeaseLost { lease } => {
@@ -93,13 +93,13 @@ impl Cluster {
         }
     }
 
-    fn apply_submitted(&mut self, key: &TaskKey, task: &Task, changes: &mut Changed) {
+    fn apply_submitted(&mut self, key: &TaskKey, task: &Arc<Task>, changes: &mut Changed) {
         if let Some(lease) = &task.lease {
             self.change_lease(lease, changes, |lease| lease.state = LeaseState::Held { bound: Some(key.clone()) });
         }
         changes.held.extend(task.content.payload());
         changes.keys.insert(Key::Task(key.clone()));
-        self.put_task(Arc::new(key.clone()), Box::new(task.clone()));
+        self.put_task(Arc::new(key.clone()), Arc::clone(task));
     }
 
     fn apply_granted(&mut self, id: &LeaseId, worker: &WorkerId, ports: &[u16], at: Timestamp, changes: &mut Changed) {
@@ -149,14 +149,18 @@ impl Cluster {
     }
 
     fn change_task(&mut self, key: &TaskKey, changes: &mut Changed, change: impl FnOnce(&mut Task)) {
-        let Some((name, mut task)) = self.take_task(key) else { return };
+        let Some((name, task)) = self.tasks.get_mut(key) else { return };
+        let left = self.index.remove_task(key, task);
         let before = task.content.payload();
-        change(&mut task);
+        change(Arc::make_mut(task));
         if before != task.content.payload() {
             changes.released.extend(before);
             changes.held.extend(task.content.payload());
         }
-        self.put_task(name, task);
+        let touched = self.index.add_task(name, task);
+        for worker in [left, touched].into_iter().flatten() {
+            self.refresh(&worker);
+        }
         changes.keys.insert(Key::Task(key.clone()));
     }
 
@@ -174,20 +178,19 @@ impl Cluster {
         changes.keys.insert(Key::Worker(id.clone()));
     }
 
-    fn take_task(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Box<Task>)> {
-        let (name, task) = self.tasks.remove(key)?;
-        if let Some(worker) = self.index.remove_task(key, &task) {
+    fn forget_task(&mut self, key: &TaskKey) {
+        let left = self.tasks.remove(key).and_then(|(_, task)| self.index.remove_task(key, &task));
+        if let Some(worker) = left {
             self.refresh(&worker);
         }
-        Some((name, task))
     }
 
     /// Put a task's record in, in place of what is there.
-    pub(super) fn put_task(&mut self, key: Arc<TaskKey>, task: Box<Task>) {
+    pub(super) fn put_task(&mut self, key: Arc<TaskKey>, task: Arc<Task>) {
         self.next_number = self.next_number.max(task.number + 1);
-        let left = self.tasks.get(&key).and_then(|before| self.index.remove_task(&key, before));
+        let before = self.tasks.insert(Arc::clone(&key), Arc::clone(&task));
+        let left = before.and_then(|before| self.index.remove_task(&key, &before));
         let touched = self.index.add_task(&key, &task);
-        self.tasks.insert(key, task);
         for worker in [left, touched].into_iter().flatten() {
             self.refresh(&worker);
         }

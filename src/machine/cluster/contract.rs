@@ -8,6 +8,7 @@ use crate::machine::content::Content;
 use crate::machine::ids::{JobId, TaskKey, Timestamp, TypeName, WorkerId};
 use crate::machine::outcome::Outcome;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -247,7 +248,7 @@ pub enum Event {
         /// Its name.
         key: TaskKey,
         /// Its record.
-        task: Box<Task>,
+        task: Arc<Task>,
     },
     /// A task has a worker.
     TaskAssigned {

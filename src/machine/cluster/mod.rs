@@ -59,7 +59,7 @@ pub enum Record {
     /// A lease.
     Lease(Lease),
     /// A task.
-    Task(Box<Task>),
+    Task(Arc<Task>),
     /// A worker.
     Worker(Worker),
 }
@@ -172,7 +172,7 @@ impl Machine for Cluster {
         match key {
             Key::Counters => Some(Record::Counters(self.counters)),
             Key::Lease(id) => self.leases.get(id).cloned().map(Record::Lease),
-            Key::Task(key) => self.tasks.get(key).map(|task| Record::Task(Box::new(task.clone()))),
+            Key::Task(key) => self.tasks.get(key).cloned().map(Record::Task),
             Key::Worker(id) => self.workers.get(id).cloned().map(Record::Worker),
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Tasks by name; those of a job are neighbours, in no order that means anything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tasks(BTreeMap<Name, Box<Task>>);
+pub(super) struct Tasks(BTreeMap<Name, Arc<Task>>);
 
 #[derive(Clone, Debug)]
 struct Name {
@@ -103,19 +103,27 @@ impl PartialEq for Name {
 impl Eq for Name {}
 
 impl Tasks {
-    pub(super) fn get(&self, key: &TaskKey) -> Option<&Task> {
+    pub(super) fn get(&self, key: &TaskKey) -> Option<&Arc<Task>> {
         let place = (Hashes::of(key), key);
-        self.0.get(&place as &dyn Ordered).map(Box::as_ref)
+        self.0.get(&place as &dyn Ordered)
+    }
+
+    /// A task that is to be changed, with its name.
+    pub(super) fn get_mut(&mut self, key: &TaskKey) -> Option<(&Arc<TaskKey>, &mut Arc<Task>)> {
+        let place = (Hashes::of(key), key);
+        let only = Bound::Included(&place as &dyn Ordered);
+        let (name, task) = self.0.range_mut::<dyn Ordered + '_, _>((only, only)).next()?;
+        Some((&name.key, task))
     }
 
     /// Put a task in; gives the one that was there.
-    pub(super) fn insert(&mut self, key: Arc<TaskKey>, task: Box<Task>) -> Option<Box<Task>> {
+    pub(super) fn insert(&mut self, key: Arc<TaskKey>, task: Arc<Task>) -> Option<Arc<Task>> {
         let hashes = Hashes::of(&key);
         self.0.insert(Name { hashes, key }, task)
     }
 
     /// Take a task out, with its name.
-    pub(super) fn remove(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Box<Task>)> {
+    pub(super) fn remove(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Arc<Task>)> {
         let place = (Hashes::of(key), key);
         let (name, task) = self.0.remove_entry(&place as &dyn Ordered)?;
         Some((name.key, task))
@@ -150,8 +158,8 @@ mod tests {
         Arc::new(TaskKey::parse(job, task).unwrap())
     }
 
-    fn task(number: u64) -> Box<Task> {
-        Box::new(Task::barred(number, Timestamp(0)))
+    fn task(number: u64) -> Arc<Task> {
+        Arc::new(Task::barred(number, Timestamp(0)))
     }
 
     fn numbers<'a>(tasks: impl Iterator<Item = (&'a Arc<TaskKey>, &'a Task)>) -> Vec<u64> {
@@ -167,6 +175,8 @@ mod tests {
             assert_eq!(tasks.insert(key(job, id), task(number)), None);
         }
         assert_eq!(tasks.get(&key("a", "2")).map(|task| task.number), Some(3));
+        let (name, changed) = tasks.get_mut(&key("b", "1")).unwrap();
+        assert_eq!((name.to_string(), changed.number), ("b/1".to_owned(), 2));
         assert_eq!(tasks.get(&key("b", "2")), None);
         assert_eq!(numbers(tasks.of_job(&key("a", "1").job)), [1, 3]);
         assert_eq!(tasks.of_job(&key("c", "1").job).count(), 0);

@@ -7,6 +7,7 @@ use super::{Cluster, Effect, Event, Key, Record, Rejection, Reply, STEP_MAX, Sub
 use crate::machine::ids::{JobId, TaskKey, Timestamp, WorkerId};
 use crate::machine::outcome::{End, Outcome, clip, one_line};
 use crate::machine::{Input, Out};
+use std::sync::Arc;
 
 type Output = Out<Cluster>;
 
@@ -65,7 +66,7 @@ impl Cluster {
             changed_at: input.now,
             lease,
         };
-        out.emit(self, Event::TaskSubmitted { key, task: Box::new(task) });
+        out.emit(self, Event::TaskSubmitted { key, task: Arc::new(task) });
         Ok(Reply::Submitted { repeated: false })
     }
 
@@ -186,7 +187,7 @@ impl Cluster {
 
     /// Keep that this task was cancelled before it came: a TaskSubmit that is still on its way must not start it.
     fn bar(&mut self, key: &TaskKey, cancelled: Outcome, now: Timestamp, out: &mut Output) {
-        let task = Box::new(Task::barred(self.next_number, now));
+        let task = Arc::new(Task::barred(self.next_number, now));
         out.emit(self, Event::TaskSubmitted { key: key.clone(), task });
         self.end(key, cancelled, now, out);
     }
