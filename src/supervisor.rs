@@ -5,7 +5,9 @@
 //! whatever was acknowledged is durable already.
 
 use crate::metrics::Metrics;
+use futures_util::FutureExt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::thread::{Scope, ScopedJoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -59,27 +61,23 @@ impl Supervisor {
         F: Future<Output = ()> + Send + 'static,
     {
         let supervisor = self.clone();
-        // In a box, or its memory would be there three times: as the argument, in the block below, and in its `select`.
-        let future = Box::pin(future);
-        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
-        let work = tokio::spawn({
-            let stop = self.stop.clone();
-            async move {
-                tokio::select! {
-                    () = future => true,
-                    () = stop.cancelled() => false,
-                }
-            }
-        });
+        // In a box, or its memory would be there three times: as the argument, in the block below, and in its `select`. After a panic it is
+        // dropped, so nobody sees what it left half done.
+        let future = AssertUnwindSafe(Box::pin(future)).catch_unwind();
         #[expect(clippy::disallowed_methods, reason = "the one spawner")]
         self.tracker.spawn(async move {
-            match work.await {
-                Ok(ended_by_itself) if ended_by_itself && policy == Policy::Essential && !supervisor.is_stopped() => {
+            let ended_by_itself = tokio::select! {
+                ended = future => Some(ended),
+                () = supervisor.stop.cancelled() => None,
+            };
+            match ended_by_itself {
+                Some(Ok(())) if policy == Policy::Essential && !supervisor.is_stopped() => {
                     supervisor.fatal(anyhow::anyhow!("{name} ended"));
                 }
-                Ok(_) => {}
-                Err(_) if policy != Policy::Ordinary => supervisor.fatal(anyhow::anyhow!("{name} panicked")),
-                Err(error) => tracing::error!(task = name, %error, "task panicked"),
+                Some(Ok(())) | None => {}
+                Some(Err(_)) if policy != Policy::Ordinary => supervisor.fatal(anyhow::anyhow!("{name} panicked")),
+                // What it said was printed where it panicked.
+                Some(Err(_)) => tracing::error!(task = name, "task panicked"),
             }
         });
     }
