@@ -16,6 +16,7 @@ mod retention;
 mod runner;
 mod sending;
 mod settings;
+mod small_tasks;
 mod submitter;
 mod subscriber;
 mod timers;

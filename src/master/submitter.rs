@@ -4,10 +4,12 @@
 //! Most lanes wait, for as long as the manager is away, and there are as many as jobs: what they do only now and then is in a box, so that one that
 //! waits takes hundreds of bytes and not thousands.
 
+mod calls;
+
 use super::call::{Failed, Unanswered, pause};
 use super::leases::Leases;
-use super::sending;
 use super::settings::Settings;
+use super::small_tasks::SmallTasks;
 use super::turns::Order;
 use super::waiting::{Line, Place};
 use super::watch::Watcher;
@@ -19,14 +21,8 @@ use crate::machine::master::records::{Job, Lease, TaskState};
 use crate::machine::master::{Command, Effect, Key, Record, SubmitAnswer};
 use crate::machine::outcome::{End, Outcome};
 use crate::supervisor::{Policy, Supervisor};
-use crate::wire::connect::{Backoff, MESSAGE_MAX, PeerKind, Probe};
-use crate::wire::fedbroker::v1::cluster_client::ClusterClient;
-use crate::wire::fedbroker::v1::{AcquireLeaseRequest, CancelTaskRequest, ForgetJobRequest, ReleaseLeaseRequest};
-use crate::wire::fedvision::framework::Task as WireTask;
-use crate::wire::fedvision::framework::cluster::cluster_manager_client::ClusterManagerClient;
-use crate::wire::fedvision::framework::cluster::{task_resource_require, task_submit};
+use crate::wire::connect::{Backoff, Probe};
 use crate::wire::metered::Channel;
-use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +43,7 @@ pub(super) struct Submitter {
     address: String,
     probe: Probe,
     watcher: Watcher,
+    small_tasks: SmallTasks,
     lanes: Mutex<HashMap<JobId, Lane>>,
     leases: Leases,
     /// What a point of priority is worth.
@@ -80,7 +77,9 @@ impl Submitter {
     pub(super) fn new(shared: Shared, channel: Channel, address: String, settings: &Settings) -> Arc<Self> {
         let probe = Probe::new(channel.clone(), "master");
         let watcher = Watcher::start(&shared, channel.clone(), probe.clone());
+        let small_tasks = SmallTasks::new(&shared.supervisor, channel.clone());
         let submitter = Arc::new(Self {
+            small_tasks,
             channel,
             address,
             probe,
@@ -173,9 +172,11 @@ impl Submitter {
             }
             Effect::Submit { key, tries } => {
                 let mut waits = Waits::Task(key.clone(), tries, false);
-                tokio::select! {
-                    () = pause(tries) => {}
-                    () = self.until_over(&waits, moved) => return,
+                if tries > 0 {
+                    tokio::select! {
+                        () = pause(tries) => {}
+                        () = self.until_over(&waits, moved) => return,
+                    }
                 }
                 let Some(content) = Box::pin(self.content(&key)).await else {
                     return;
@@ -362,111 +363,9 @@ impl Submitter {
     /// A call failed: what is known of the peer may be wrong by now.
     fn unreachable(&self, why: &str) -> String {
         self.probe.forget();
+        self.small_tasks.forget();
         self.shared.supervisor.metrics().peers().unanswered(PEER);
         format!("the cluster manager at {} cannot be reached: {why}", self.address)
-    }
-
-    async fn acquire(&self, job: &JobId, endpoints: u16) -> Result<Lease, Failed> {
-        let (worker, addresses) = match self.probe.kind().await? {
-            PeerKind::Fedbroker { .. } => {
-                let request = AcquireLeaseRequest {
-                    job_id: job.as_str().to_owned(),
-                    endpoints: u32::from(endpoints),
-                };
-                let reply = ClusterClient::new(self.channel.clone()).acquire_lease(request).await?.into_inner();
-                if !reply.granted {
-                    let refused = if reply.busy { Failed::Busy } else { Failed::Waiting };
-                    return Err(refused(reply.reason));
-                }
-                (reply.worker_id, reply.endpoints)
-            }
-            PeerKind::FedVision => {
-                let request = task_resource_require::Req {
-                    num_endpoints: i32::from(endpoints),
-                };
-                let reply = self.fedvision().task_resource_require(request).await?.into_inner();
-                if reply.status() != task_resource_require::Status::Success {
-                    let why = "the cluster manager has no slots left; a FedVision 0.1 manager never gives them back";
-                    return Err(Failed::Waiting(why.to_owned()));
-                }
-                (reply.worker_id, reply.endpoints)
-            }
-        };
-        if addresses.len() != usize::from(endpoints) {
-            let why = format!(
-                "the cluster manager gave {} endpoints where {endpoints} were asked for",
-                addresses.len()
-            );
-            return Err(Failed::Refused(why));
-        }
-        Lease::parse(&worker, &addresses).map_err(|error| Failed::Refused(format!("the cluster manager's lease is not right: {error}")))
-    }
-
-    async fn release(&self, job: &JobId) -> Result<(), Failed> {
-        if let PeerKind::Fedbroker { .. } = self.probe.kind().await? {
-            let request = ReleaseLeaseRequest {
-                job_id: job.as_str().to_owned(),
-            };
-            ClusterClient::new(self.channel.clone()).release_lease(request).await?;
-        }
-        Ok(())
-    }
-
-    /// One TaskSubmit call. The content of a task is the encoded task.
-    async fn submit(&self, content: &Content) -> Result<SubmitAnswer, Failed> {
-        let kind = self.probe.kind().await?;
-        let unreadable = |error: anyhow::Error| Failed::Unreadable(format!("{error:#}"));
-        let reply = match content {
-            Content::Inline(bytes) => {
-                let task = WireTask::decode(bytes.as_slice()).map_err(|error| unreadable(error.into()))?;
-                self.fedvision().task_submit(task_submit::Req { task: Some(task) }).await?
-            }
-            Content::Stored(payload) => {
-                let pieces = Box::pin(self.shared.open(*payload)).await.map_err(unreadable)?;
-                Box::pin(sending::submit(self.channel.clone(), pieces)).await?
-            }
-        };
-        let reply = reply.into_inner();
-        Ok(match (reply.status(), kind) {
-            (task_submit::Status::Success, PeerKind::Fedbroker { .. }) => SubmitAnswer::Taken,
-            (task_submit::Status::Success, PeerKind::FedVision) => SubmitAnswer::TakenUnwatched,
-            (task_submit::Status::Failed | task_submit::Status::Unknown, _) => SubmitAnswer::Refused,
-        })
-    }
-
-    /// Whether the manager knows the task; its end comes by the watch.
-    async fn cancel(&self, key: &TaskKey, reason: &str) -> Result<bool, Failed> {
-        if self.probe.kind().await? == PeerKind::FedVision {
-            return Err(Failed::Refused("a FedVision 0.1 cluster manager cannot stop a task".to_owned()));
-        }
-        let (job_id, task_id) = (key.job.as_str().to_owned(), key.task.as_str().to_owned());
-        let request = CancelTaskRequest {
-            job_id,
-            task_id,
-            reason: reason.to_owned(),
-        };
-        Ok(ClusterClient::new(self.channel.clone())
-            .cancel_task(request)
-            .await?
-            .into_inner()
-            .known)
-    }
-
-    /// A FedVision 0.1 manager keeps nothing that could be asked for.
-    async fn forget_job(&self, job: &JobId) -> Result<(), Failed> {
-        if let PeerKind::Fedbroker { .. } = self.probe.kind().await? {
-            let request = ForgetJobRequest {
-                job_id: job.as_str().to_owned(),
-            };
-            ClusterClient::new(self.channel.clone()).forget_job(request).await?;
-        }
-        Ok(())
-    }
-
-    fn fedvision(&self) -> ClusterManagerClient<Channel> {
-        ClusterManagerClient::new(self.channel.clone())
-            .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX)
     }
 
     /// The task to send, if it still waits to be sent.

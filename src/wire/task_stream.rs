@@ -1,6 +1,6 @@
 //! The caller's end of `fedbroker.v1.Cluster/SubmitTasks`: many tasks on one stream, each with its own answer.
 //!
-//! Used by `benches/peers` and by tests; our master calls TaskSubmit. Knows nothing of retries: when the stream ends, whoever has no answer is told, and a new one
+//! Used by a master (`master/small_tasks.rs`) and by `benches/peers`. Knows nothing of retries: when the stream ends, whoever has no answer is told, and a new one
 //! may be opened.
 
 use super::fedbroker::v1::cluster_client::ClusterClient;
