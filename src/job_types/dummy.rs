@@ -2,11 +2,13 @@
 //!
 //! `job_config`: `worker_num` (0 to 256; 0 means no proposal, only the aggregator), `proposal_wait_time` (seconds, 1 to 86400;
 //! required unless `worker_num` is 0, then it has no meaning), `sleep_ms` (0 to 3600000, default 0), `fail` (default false), `endpoints` (0 to 64, default
-//! 0; leased as for any job, and not used), `payload_bytes` (0 to 402653184, default 0: as many bytes that mean nothing, in every task).
+//! 0; leased as for any job, and not used), `local_tasks` (1 to 16, default 1: `aggregator`, then `local_1` and so on),
+//! `payload_bytes` (0 to 402653184, default 0: as many bytes that mean nothing, in every task).
 
 use super::program_toml::ENDPOINTS_MAX;
 use super::schema::{integer, small};
 use super::{BadJob, PrepareError, PrepareInput, Prepared, WAIT_MAX_S, WORKERS_MAX, task, unpack};
+use crate::machine::master::LOCAL_TASKS_MAX;
 use crate::machine::outcome::{End, Outcome};
 use crate::machine::plan::Plan;
 use crate::wire::Any;
@@ -39,6 +41,7 @@ pub(super) fn schema() -> Value {
             "sleep_ms": {"type": "integer", "minimum": 0, "maximum": SLEEP_MAX_MS},
             "fail": {"type": "boolean"},
             "endpoints": {"type": "integer", "minimum": 0, "maximum": ENDPOINTS_MAX},
+            "local_tasks": {"type": "integer", "minimum": 1, "maximum": LOCAL_TASKS_MAX},
             "payload_bytes": {"type": "integer", "minimum": 0, "maximum": PAYLOAD_MAX}
         },
         "required": ["worker_num"],
@@ -71,9 +74,14 @@ pub(super) fn prepare(plan: Plan, input: &PrepareInput) -> Result<Prepared, Prep
     };
     let [trainer, aggregator] = TASK_TYPES;
     let trainers = (0..plan.workers).map(|i| task(&input.job_id, format!("trainer_{i}"), trainer, payload.clone()));
+    let locals = (0..small(&input.config, "local_tasks", 1)).map(|i| match i {
+        0 => "aggregator".to_owned(),
+        i => format!("local_{i}"),
+    });
+    let locals = locals.map(|id| task(&input.job_id, id, aggregator, payload.clone()));
     Ok(Prepared {
         proposal_tasks: trainers.collect(),
-        local_tasks: vec![task(&input.job_id, "aggregator".to_owned(), aggregator, payload.clone())],
+        local_tasks: locals.collect(),
     })
 }
 

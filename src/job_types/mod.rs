@@ -155,7 +155,7 @@ pub struct PrepareInput {
 pub struct Prepared {
     /// `trainer_<i>`, no assignee: for the proposal.
     pub proposal_tasks: Vec<Task>,
-    /// `aggregator`, no assignee: the caller sets it to the worker of the lease.
+    /// `aggregator` and others, at most [`LOCAL_TASKS_MAX`](crate::machine::master::LOCAL_TASKS_MAX), no assignee: the caller sets it to the worker of the lease.
     pub local_tasks: Vec<Task>,
 }
 

@@ -155,6 +155,19 @@ async fn dummy_jobs_are_packed_and_run_in_process() {
 }
 
 #[tokio::test]
+async fn a_dummy_job_has_as_many_local_tasks_as_it_asks_for() {
+    let registry = registry(None);
+    let config = json!({"worker_num": 0, "local_tasks": 3});
+    let prepared = registry.prepare("dummy", prepare_input(config)).await.unwrap();
+    let ids: Vec<_> = prepared.local_tasks.iter().map(|task| task.task_id.as_str()).collect();
+    assert_eq!(ids, ["aggregator", "local_1", "local_2"]);
+    assert_eq!(
+        refusal("dummy", json!({"worker_num": 0, "local_tasks": 17})),
+        "job_config.local_tasks: 17 is greater than the maximum of 16"
+    );
+}
+
+#[tokio::test]
 async fn a_dummy_task_can_be_cancelled() {
     let registry = registry(None);
     let config = json!({"worker_num": 0, "sleep_ms": 3_600_000});

@@ -1,6 +1,6 @@
 //! `fedbroker bench federation`: dummy jobs from REST to success, through master, cluster manager and worker as processes of their own.
 //!
-//! Each job has one task, takes a lease, is compiled, and waits for nobody. Beside it the worker stream alone: tasks straight to the
+//! Each job has one task or several, is compiled, and waits for nobody. Beside it the worker stream alone: tasks straight to the
 //! cluster manager, without a master.
 
 use super::Common;
@@ -14,6 +14,7 @@ use super::stream;
 use super::table::{Column, Table, Unit};
 use crate::cli::federation::{Federation, Ports};
 use crate::machine::cluster::records::TASKS_MAX;
+use crate::machine::master::LOCAL_TASKS_MAX;
 use crate::supervisor::Supervisor;
 use anyhow::Context;
 use clap::Args;
@@ -25,11 +26,14 @@ use std::time::{Duration, Instant};
 
 /// `fedbroker bench federation`
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Example:\n  fedbroker bench federation --jobs 5000")]
+#[command(after_help = "Example:\n  fedbroker bench federation --tasks 5000")]
 pub(super) struct FederationOptions {
-    /// Jobs of one run, and tasks of one run of the worker stream alone
-    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
-    jobs: u64,
+    /// Tasks of one run, in as many jobs as that takes, and tasks of one run of the worker stream alone
+    #[arg(long, visible_alias = "jobs", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    tasks: u64,
+    /// Tasks of each job; several numbers are measured one after another
+    #[arg(long, value_name = "TASKS", value_delimiter = ',', default_value = "1,16", value_parser = clap::value_parser!(u16).range(1..=LOCAL_TASKS_MAX as i64))]
+    per_job: Vec<u16>,
     /// Connections that submit, and calls to the cluster manager in flight
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=512))]
     connections: u16,
@@ -46,8 +50,6 @@ static COLUMNS: [Column; 6] = [
     Column("raw_per_s", Unit::Number, true),
 ];
 
-/// Tasks of a dummy job without trainers.
-const TASKS: f64 = 1.0;
 /// How long the raw disk is measured.
 const RAW: Duration = Duration::from_secs(1);
 /// How often a job that has not ended is asked for.
@@ -65,7 +67,7 @@ pub(super) async fn run(options: FederationOptions) -> anyhow::Result<ExitCode> 
     let place = Place::make(&options.common.dir)?;
     let (mut table, progress) = (
         Table::new("federation", &COLUMNS),
-        Progress::new(3 * u64::from(options.common.runs)),
+        Progress::new((2 + options.per_job.len() as u64) * u64::from(options.common.runs)),
     );
     let connections = usize::from(options.connections);
     for _ in 0..options.common.runs {
@@ -74,21 +76,27 @@ pub(super) async fn run(options: FederationOptions) -> anyhow::Result<ExitCode> 
         progress.step();
         let run = place.run()?;
         let federation = start(run.path(), 1).await?;
-        progress.now("jobs from REST to success");
-        let jobs = jobs(&federation.parties[0].master.address, connections, options.jobs).await?;
-        progress.step();
+        let party = &federation.parties[0];
+        let raw = raw.rate();
+        for each in &options.per_job {
+            let name = format!("jobs of {each}");
+            progress.now(&format!("{name} from REST to success"));
+            let count = options.tasks.div_ceil(u64::from(*each));
+            let [rate, p99] = jobs(&party.master.address, connections, count, *each).await?;
+            table.add(&name, &[rate, rate * f64::from(*each), p99, f64::NAN, f64::NAN, raw]);
+            progress.step();
+        }
         progress.now("tasks to a worker");
-        let stream = stream::measure(&federation.parties[0].cluster_manager.address, connections, options.jobs).await?;
+        let [rate, p99] = stream::measure(&party.cluster_manager.address, connections, options.tasks).await?;
         federation.stop().await;
         progress.step();
-        table.add(
-            &format!("{connections} in flight"),
-            &[jobs[0], jobs[0] * TASKS, jobs[1], stream[0], stream[1], raw.rate()],
-        );
+        table.add("worker stream", &[f64::NAN, f64::NAN, f64::NAN, rate, p99, raw]);
     }
     drop(progress);
     let notes = [
-        "from the first submit to the last success by the master's count, all roles on this machine; then every job was asked for its success".to_owned(),
+        format!(
+            "{connections} submit at once, from the first submit to the last success by the master's count, all roles on this machine; then every job was asked for its success"
+        ),
         "stream: TaskSubmit to the cluster manager until its watch says how the task ended; each was told once".to_owned(),
     ];
     table.say(&options.common, &place.machine, &notes);
@@ -114,10 +122,11 @@ pub(super) async fn start(dir: &Path, parties: u16) -> anyhow::Result<Federation
     Federation::start(dir, parties, ports, TASKS_MAX).await
 }
 
-/// Jobs in a second, and the 99th percentile of their submits.
+/// Jobs of so many tasks in a second, and the 99th percentile of their submits.
 #[expect(clippy::cast_precision_loss, reason = "a rate for a reader")]
-async fn jobs(endpoint: &str, connections: usize, count: u64) -> anyhow::Result<[f64; 2]> {
-    let body: Arc<str> = json!({ "job_type": "dummy", "job_config": { "worker_num": 0 } }).to_string().into();
+async fn jobs(endpoint: &str, connections: usize, count: u64, tasks: u16) -> anyhow::Result<[f64; 2]> {
+    let config = json!({ "worker_num": 0, "local_tasks": tasks });
+    let body: Arc<str> = json!({ "job_type": "dummy", "job_config": config }).to_string().into();
     let mut submitters = Vec::new();
     for _ in 0..connections {
         submitters.push(Submitter {
@@ -126,10 +135,11 @@ async fn jobs(endpoint: &str, connections: usize, count: u64) -> anyhow::Result<
             ids: Vec::new(),
         });
     }
+    let mut connection = Connection::open(endpoint).await?;
+    let before = successes(&mut connection).await?;
     let began = Instant::now();
     let submits = drive(&Supervisor::new(), submitters, Until::Asked(count.div_ceil(connections as u64))).await?;
-    let mut connection = Connection::open(endpoint).await?;
-    while successes(&mut connection).await? < submits.acknowledged() {
+    while successes(&mut connection).await? < before + submits.acknowledged() {
         anyhow::ensure!(began.elapsed() < LIMIT, "jobs have not ended after {} s", LIMIT.as_secs());
         tokio::time::sleep(POLL_ALL).await;
     }

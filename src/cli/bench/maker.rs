@@ -265,7 +265,8 @@ pub(super) fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
+            let copied = fs::copy(entry.path(), &target).and_then(|_| fs::File::open(&target)?.sync_all());
+            copied.with_context(|| format!("cannot write {}", target.display()))?;
         }
     }
     Ok(())

@@ -113,7 +113,10 @@ pub(super) async fn run(options: QueueOptions) -> anyhow::Result<ExitCode> {
         notes.push("life counts transitions: enqueued, assigned, ended; its latencies are of a whole life, two commits".to_owned());
     }
     if options.stored > 0 {
-        notes.push(format!("{} ended tasks were in the store before", options.stored));
+        notes.push(format!(
+            "{} ended tasks were in the store before; measured once the check behind the start had come through them",
+            options.stored
+        ));
     }
     table.say(&options.common, &place.machine, &notes);
     let ratio = table.least("ratio", "enqueue");
@@ -164,6 +167,7 @@ async fn measure(
     // The first commit of a start raises its epoch, the second attaches the worker.
     let before = filled.map_or(0, |filled| filled.commits) + 1 + u64::from(work == Work::Life);
     let queue = Queue::open(&dir, work).await?;
+    queue.proved().await;
     let clients = (0..usize::from(producers)).map(|number| queue.producer(number, work, usize::from(options.size)));
     let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
     let supervisor = queue.supervisor.clone();

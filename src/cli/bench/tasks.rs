@@ -86,6 +86,13 @@ impl Queue {
         })
     }
 
+    /// Once the history is proved, which goes on while the queue is served.
+    pub(super) async fn proved(&self) {
+        while !self.handle.reader().history().done && !self.supervisor.is_stopped() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// A producer, with a job of its own.
     ///
     /// # Errors

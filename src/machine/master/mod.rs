@@ -20,7 +20,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-pub use jobs::JOB_TAIL_MAX;
+pub use jobs::{JOB_TAIL_MAX, LOCAL_TASKS_MAX};
 pub use messages::{Command, Effect, Event, LocalTask, Packed, Rejection, Reply, SubmitAnswer, Verdict, WonTask};
 
 use super::content::{Content, PayloadRef};
