@@ -43,7 +43,7 @@ pub(super) struct Loop<M: Machine> {
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
     /// The clock's stamp of the second it was asked for last.
-    stamp: (u64, String),
+    stamp: Option<(u64, String)>,
     metrics: Metrics,
     depth: Depth,
 }
@@ -68,7 +68,7 @@ impl<M: Machine> Loop<M> {
             sink,
             settler,
             payload_counts: HashMap::new(),
-            stamp: (0, String::new()),
+            stamp: None,
         }
     }
 
@@ -155,10 +155,10 @@ impl<M: Machine> Loop<M> {
 
     fn stamp(&mut self, now: Timestamp) -> String {
         let second = now.0 / 1_000_000;
-        if self.stamp.0 != second {
-            self.stamp = (second, self.parts.clock.stamp(now));
+        if self.stamp.as_ref().is_none_or(|(of, _)| *of != second) {
+            self.stamp = Some((second, self.parts.clock.stamp(now)));
         }
-        self.stamp.1.clone()
+        self.stamp.as_ref().map(|(_, stamp)| stamp.clone()).unwrap_or_default()
     }
 
     /// The ended records a command may depend on. What this turn has changed is in memory, or gone, whatever the disk still says.
