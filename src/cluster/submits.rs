@@ -87,7 +87,7 @@ pub(super) async fn run(shared: Shared, inbound: tonic::Streaming<SubmitTask>, o
 async fn serve(shared: &Shared, inbound: tonic::Streaming<SubmitTask>, out: &Answers) -> Result<(), Status> {
     let mut requests = inbound.ready_chunks(CHUNK);
     let mut waiting = FuturesUnordered::new();
-    let mut asking = true;
+    let (mut asking, mut failed) = (true, None);
     while asking || !waiting.is_empty() {
         tokio::select! {
             chunk = requests.next(), if asking && waiting.len() < WAITING_MAX => match chunk {
@@ -99,14 +99,21 @@ async fn serve(shared: &Shared, inbound: tonic::Streaming<SubmitTask>, out: &Ans
                 None => asking = false,
             },
             Some(answer) = waiting.next() => {
-                if out.send(Ok(answer?)).await.is_err() {
-                    return Ok(());
+                match answer {
+                    Ok(answer) => if out.send(Ok(answer)).await.is_err() {
+                        return Ok(());
+                    },
+                    // Others may have been taken all the same, and are answered first.
+                    Err(status) => {
+                        asking = false;
+                        failed.get_or_insert(status);
+                    }
                 }
             }
             () = out.closed() => return Ok(()),
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// What is wrong with one task is said of that one; only what may pass, or is no fault of a task, ends the stream.

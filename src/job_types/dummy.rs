@@ -51,8 +51,11 @@ pub(super) fn schema() -> Value {
     })
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "the shape all types have")]
 pub(super) fn plan(config: &Value) -> Result<Plan, BadJob> {
+    if small(config, "local_tasks", 1) > 1 && small(config, "endpoints", 0) > 0 {
+        // All would run on the worker that lends them, where only one has a slot for certain.
+        return Err(BadJob::field("local_tasks", "more than 1 does not go with endpoints"));
+    }
     let workers = small(config, "worker_num", 0);
     Ok(Plan {
         endpoints: u16::try_from(small(config, "endpoints", 0)).unwrap_or(u16::MAX),

@@ -165,6 +165,10 @@ async fn a_dummy_job_has_as_many_local_tasks_as_it_asks_for() {
         refusal("dummy", json!({"worker_num": 0, "local_tasks": 17})),
         "job_config.local_tasks: 17 is greater than the maximum of 16"
     );
+    assert_eq!(
+        refusal("dummy", json!({"worker_num": 0, "local_tasks": 2, "endpoints": 1})),
+        "job_config.local_tasks: more than 1 does not go with endpoints"
+    );
 }
 
 #[tokio::test]

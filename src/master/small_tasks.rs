@@ -11,6 +11,7 @@ use crate::wire::fedvision::framework::Task;
 use crate::wire::metered::Channel;
 use crate::wire::task_stream::TaskStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
 
 /// See the module.
@@ -18,6 +19,8 @@ pub(super) struct SmallTasks {
     supervisor: Supervisor,
     channel: Channel,
     line: Mutex<Line>,
+    /// Something went wrong since the line was opened.
+    stale: AtomicBool,
 }
 
 enum Line {
@@ -33,6 +36,7 @@ impl SmallTasks {
             supervisor: supervisor.clone(),
             channel,
             line: Mutex::new(Line::Closed),
+            stale: AtomicBool::new(false),
         }
     }
 
@@ -56,14 +60,14 @@ impl SmallTasks {
 
     /// What is known of the manager may be wrong by now.
     pub(super) fn forget(&self) {
-        // Whoever has it is opening one.
-        if let Ok(mut line) = self.line.try_lock() {
-            *line = Line::Closed;
-        }
+        self.stale.store(true, Ordering::Relaxed);
     }
 
     async fn stream(&self) -> Result<Option<Arc<TaskStream>>, Failed> {
         let mut line = self.line.lock().await;
+        if self.stale.swap(false, Ordering::Relaxed) {
+            *line = Line::Closed;
+        }
         match &*line {
             Line::Open(stream) if !stream.is_over() => return Ok(Some(stream.clone())),
             Line::NotOffered => return Ok(None),
@@ -91,7 +95,7 @@ mod tests {
     use crate::wire::{metered, serve};
     use std::convert::Infallible;
     use std::future::{Ready, ready};
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Poll};
     use tonic::body::Body;
     use tonic::codegen::Service;

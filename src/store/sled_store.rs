@@ -226,26 +226,24 @@ impl SledStore {
 
     /// The value that a commit writes over, if there is one.
     fn old(&self, known: &Known, key: &[u8]) -> Result<Option<disk::Value>, Error> {
-        if is_history(key) {
-            return self.look(key);
-        }
-        if known.may_have(key) {
+        let may_have = if is_history(key) {
+            self.past.may_have(key)
+        } else {
+            known.may_have(key)
+        };
+        if may_have {
             return self.disk.get(key);
         }
-        debug_assert!(self.disk.get(key).is_ok_and(|old| old.is_none()), "a live key is not known");
+        debug_assert!(!matches!(self.disk.get(key), Ok(Some(_))), "a key is not known");
         Ok(None)
     }
 
     /// The sealed value of a record.
     fn look(&self, key: &[u8]) -> Result<Option<disk::Value>, Error> {
-        if !is_history(key) || self.past.may_have(key) {
-            return self.disk.get(key);
+        if is_history(key) && !self.past.may_have(key) {
+            return Ok(None);
         }
-        debug_assert!(
-            self.disk.get(key).is_ok_and(|old| old.is_none()),
-            "a record of the history is not known"
-        );
-        Ok(None)
+        self.disk.get(key)
     }
 
     /// The one way anything gets on disk: journal, barrier, and only then where readers see it.

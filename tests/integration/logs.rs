@@ -201,7 +201,8 @@ async fn a_master_reads_running_and_ended_tasks_and_hears_why_it_cannot() {
     let mut log = soon(async {
         loop {
             match cluster.open(follow("t")).await {
-                Err(Error::NotStarted(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                // Gone: the worker has the task, and not yet its files.
+                Err(Error::NotStarted(_) | Error::Gone(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
                 opened => return opened.unwrap(),
             }
         }

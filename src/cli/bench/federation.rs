@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Example:\n  fedbroker bench federation --tasks 5000")]
 pub(super) struct FederationOptions {
     /// Tasks of one run, in as many jobs as that takes, and tasks of one run of the worker stream alone
-    #[arg(long, visible_alias = "jobs", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     tasks: u64,
     /// Tasks of each job; several numbers are measured one after another
     #[arg(long, value_name = "TASKS", value_delimiter = ',', default_value = "1,16", value_parser = clap::value_parser!(u16).range(1..=LOCAL_TASKS_MAX as i64))]

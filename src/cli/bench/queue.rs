@@ -167,7 +167,7 @@ async fn measure(
     // The first commit of a start raises its epoch, the second attaches the worker.
     let before = filled.map_or(0, |filled| filled.commits) + 1 + u64::from(work == Work::Life);
     let queue = Queue::open(&dir, work).await?;
-    queue.proved().await;
+    queue.proved().await?;
     let clients = (0..usize::from(producers)).map(|number| queue.producer(number, work, usize::from(options.size)));
     let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
     let supervisor = queue.supervisor.clone();

@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 pub(super) const ROLE: &str = "cluster-manager";
 /// Contents are inline here.
 const PAYLOAD_MAX: u64 = 1024 * 1024;
+/// How long the proof of the history may take.
+const PROVING: Duration = Duration::from_secs(600);
 /// How long a closed store may keep its directory's lock.
 const CLOSING: Duration = Duration::from_secs(30);
 
@@ -87,10 +89,17 @@ impl Queue {
     }
 
     /// Once the history is proved, which goes on while the queue is served.
-    pub(super) async fn proved(&self) {
-        while !self.handle.reader().history().done && !self.supervisor.is_stopped() {
+    ///
+    /// # Errors
+    /// The queue has stopped, or it takes too long.
+    pub(super) async fn proved(&self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while !self.handle.reader().history().done {
+            anyhow::ensure!(!self.supervisor.is_stopped(), "the queue has stopped");
+            anyhow::ensure!(began.elapsed() < PROVING, "the history is not proved after {} s", PROVING.as_secs());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        Ok(())
     }
 
     /// A producer, with a job of its own.

@@ -12,6 +12,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 const FIRST: u64 = 1 << 14;
 /// With so many bits for a key and so many of them set, a filter that is full says one time in a hundred that a key is there which is not.
 const BITS: u64 = 10;
+/// Names that are noted at most, 10 MB of them: those of retention's doing are noted too, for a filter forgets nothing. With more, everything may be
+/// there again until a restart.
+const MOST: u64 = FIRST << 9;
 const SET: u32 = 7;
 
 /// See the module.
@@ -19,6 +22,9 @@ pub(super) struct Past {
     hasher: RandomState,
     filters: RwLock<Filters>,
     complete: AtomicBool,
+    /// Set before the filters go.
+    too_many: AtomicBool,
+    most: u64,
 }
 
 struct Filters {
@@ -30,7 +36,13 @@ struct Filters {
 impl Past {
     /// Of a history that nothing was seen of.
     pub(super) fn new() -> Self {
+        Self::of_at_most(MOST)
+    }
+
+    fn of_at_most(most: u64) -> Self {
         Self {
+            most,
+            too_many: AtomicBool::new(false),
             hasher: RandomState::new(),
             filters: RwLock::new(Filters {
                 all: vec![filter(FIRST)],
@@ -42,6 +54,9 @@ impl Past {
 
     /// A record is in the history, or is about to be. Called by one thread at a time.
     pub(super) fn add(&self, key: &[u8]) {
+        if self.too_many.load(Ordering::Acquire) {
+            return;
+        }
         let hash = self.hasher.hash_one(key);
         let filters = self.filters();
         if filters.has(hash) {
@@ -53,11 +68,25 @@ impl Past {
         if filters.room.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        drop(filters);
-        let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
         let keys = FIRST << (filters.all.len() - 1);
-        filters.all.push(filter(keys));
+        drop(filters);
+        if keys >= self.most {
+            return self.give_up();
+        }
+        // Made before anybody has to wait for it.
+        let next = filter(keys);
+        let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
+        filters.all.push(next);
         filters.room = AtomicU64::new(keys);
+    }
+
+    fn give_up(&self) {
+        self.too_many.store(true, Ordering::Release);
+        self.filters.write().unwrap_or_else(PoisonError::into_inner).all.clear();
+        tracing::info!(
+            names = self.most,
+            "too many ended records to note their names: new ones are looked for in the history"
+        );
     }
 
     /// All that is in the history was added.
@@ -67,7 +96,12 @@ impl Past {
 
     /// False only if the record is not in the history.
     pub(super) fn may_have(&self, key: &[u8]) -> bool {
-        !self.complete.load(Ordering::Acquire) || self.filters().has(self.hasher.hash_one(key))
+        if !self.complete.load(Ordering::Acquire) {
+            return true;
+        }
+        let has = self.filters().has(self.hasher.hash_one(key));
+        // Looked at last: filters that have gone have nothing.
+        has || self.too_many.load(Ordering::Acquire)
     }
 
     fn filters(&self) -> RwLockReadGuard<'_, Filters> {
@@ -101,6 +135,18 @@ mod tests {
         assert!(past.may_have(b"a") && past.may_have(b"b"));
         past.complete();
         assert!(past.may_have(b"a") && !past.may_have(b"b"));
+    }
+
+    #[test]
+    fn with_too_many_everything_may_be_there_again() {
+        let past = Past::of_at_most(2 * FIRST);
+        past.complete();
+        for key in keys(0, 2 * FIRST + 2000) {
+            past.add(&key);
+            assert!(past.may_have(&key));
+        }
+        assert!(keys(0, 9 * FIRST).all(|key| past.may_have(&key)));
+        assert!(past.filters().all.is_empty(), "what says nothing takes no memory");
     }
 
     #[test]

@@ -20,15 +20,51 @@ fn commit(store: &SledStore) -> Result<Head, Error> {
 /// A store of many events of which nothing is proved yet.
 fn unproved(root: &std::path::Path) -> SledStore {
     let directory = Directory::open(root, "master", [1; 16]).unwrap();
-    let store = SledStore::open(&directory).unwrap();
+    let mut store = SledStore::open(&directory).unwrap();
     for _ in 0..20 {
         commit(&store).unwrap();
     }
-    {
-        let writer = &mut *store.lock_writer();
-        writer.check = HistoryCheck::new(&writer.position);
-    }
+    let check = HistoryCheck::new(&store.lock_writer().position);
+    store.past = check.past();
+    store.lock_writer().check = check;
     store
+}
+
+#[test]
+fn ended_records_are_found_however_far_the_proof_has_come() {
+    let root = tempfile::tempdir().unwrap();
+    let store = unproved(root.path());
+    // Some before the old one in the order of keys, some behind it.
+    let name = |n: u64| format!("d{}{n}", ["a", "z"][usize::from(n % 2 == 1)]).into_bytes();
+    let put = |n: u64, body: Option<&[u8]>| {
+        let head = store.head();
+        store.commit(&Commit {
+            epoch: head.epoch,
+            expected: head.next_seq,
+            events: vec![vec![1; 3000]],
+            changes: vec![(name(n), body.map(<[u8]>::to_vec))],
+            trim_to: None,
+        })
+    };
+    let mut count = 0;
+    while !store.prove_history().unwrap().done {
+        put(count, Some(b"first")).unwrap();
+        count += 1;
+    }
+    assert!(count > 3, "all was proved at once");
+    for n in 0..count {
+        assert_eq!(store.get(&name(n)).unwrap().as_deref(), Some(&b"first"[..]));
+        assert_eq!(store.get(&name(n + 2 * count)).unwrap(), None);
+        put(n, (n % 3 != 0).then_some(&b"second"[..])).unwrap();
+    }
+    assert!(store.get(b"dold").unwrap().is_some());
+    let of = store.history().of;
+    drop(store);
+    let store = SledStore::inspect(&Directory::inspect(root.path()).unwrap()).unwrap();
+    assert_eq!(store.history().of, of, "what was written over was counted once");
+    for n in 0..count {
+        assert_eq!(store.get(&name(n)).unwrap().is_some(), n % 3 != 0);
+    }
 }
 
 #[test]
