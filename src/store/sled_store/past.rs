@@ -22,12 +22,11 @@ pub(super) struct Past {
     hasher: RandomState,
     filters: RwLock<Filters>,
     complete: AtomicBool,
-    /// Set before the filters go.
-    too_many: AtomicBool,
     most: u64,
 }
 
 struct Filters {
+    /// None once there were too many names.
     all: Vec<AtomicBloomFilter>,
     /// Keys that the last one has still room for.
     room: AtomicU64,
@@ -42,7 +41,6 @@ impl Past {
     fn of_at_most(most: u64) -> Self {
         Self {
             most,
-            too_many: AtomicBool::new(false),
             hasher: RandomState::new(),
             filters: RwLock::new(Filters {
                 all: vec![filter(FIRST)],
@@ -54,12 +52,9 @@ impl Past {
 
     /// A record is in the history, or is about to be. Called by one thread at a time.
     pub(super) fn add(&self, key: &[u8]) {
-        if self.too_many.load(Ordering::Acquire) {
-            return;
-        }
         let hash = self.hasher.hash_one(key);
         let filters = self.filters();
-        if filters.has(hash) {
+        if filters.may_have(hash) {
             return;
         }
         if let Some(last) = filters.all.last() {
@@ -81,7 +76,6 @@ impl Past {
     }
 
     fn give_up(&self) {
-        self.too_many.store(true, Ordering::Release);
         self.filters.write().unwrap_or_else(PoisonError::into_inner).all.clear();
         tracing::info!(
             names = self.most,
@@ -96,12 +90,7 @@ impl Past {
 
     /// False only if the record is not in the history.
     pub(super) fn may_have(&self, key: &[u8]) -> bool {
-        if !self.complete.load(Ordering::Acquire) {
-            return true;
-        }
-        let has = self.filters().has(self.hasher.hash_one(key));
-        // Looked at last: filters that have gone have nothing.
-        has || self.too_many.load(Ordering::Acquire)
+        !self.complete.load(Ordering::Acquire) || self.filters().may_have(self.hasher.hash_one(key))
     }
 
     fn filters(&self) -> RwLockReadGuard<'_, Filters> {
@@ -110,8 +99,8 @@ impl Past {
 }
 
 impl Filters {
-    fn has(&self, hash: u64) -> bool {
-        self.all.iter().rev().any(|filter| filter.contains_hash(hash))
+    fn may_have(&self, hash: u64) -> bool {
+        self.all.is_empty() || self.all.iter().rev().any(|filter| filter.contains_hash(hash))
     }
 }
 
