@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// The longest id, bytes: two ids and a prefix must fit a store key of 512 bytes.
 pub const ID_MAX: usize = 200;
@@ -36,14 +37,14 @@ macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Check a text that came from outside.
             ///
             /// # Errors
             /// Empty, longer than [`ID_MAX`] bytes, or with control characters.
-            pub fn parse(text: impl Into<String>) -> Result<Self, BadId> {
+            pub fn parse(text: impl Into<Arc<str>>) -> Result<Self, BadId> {
                 let text = text.into();
                 check($field, &text)?;
                 Ok(Self(text))
@@ -108,7 +109,7 @@ impl TaskKey {
     ///
     /// # Errors
     /// As [`JobId::parse`] and [`TaskId::parse`].
-    pub fn parse(job: impl Into<String>, task: impl Into<String>) -> Result<Self, BadId> {
+    pub fn parse(job: impl Into<Arc<str>>, task: impl Into<Arc<str>>) -> Result<Self, BadId> {
         Ok(Self {
             job: JobId::parse(job)?,
             task: TaskId::parse(task)?,

@@ -6,21 +6,23 @@
 
 use super::records::Task;
 use crate::machine::ids::{JobId, TaskKey};
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::iter;
 use std::ops::Bound;
 use std::sync::Arc;
 
 /// Tasks by name; those of a job are neighbours, in no order that means anything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tasks(BTreeMap<Name, Arc<Task>>);
+pub(super) struct Tasks(BTreeMap<Hashes, Named>);
 
+/// A task, and those whose names have the same hashes: hardly ever one.
 #[derive(Clone, Debug)]
-struct Name {
-    hashes: Hashes,
+struct Named {
     key: Arc<TaskKey>,
+    task: Arc<Task>,
+    next: Option<Box<Named>>,
 }
 
 /// Of the job and of the task's own id. The same in every process, so that a history can be replayed exactly.
@@ -39,113 +41,99 @@ fn hash(id: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// What is looked for: a name that need not be shared.
-trait Ordered {
-    fn place(&self) -> (Hashes, &TaskKey);
-}
+impl Named {
+    /// This one and those behind it.
+    fn all(&self) -> impl Iterator<Item = (&Arc<TaskKey>, &Arc<Task>)> {
+        iter::successors(Some(self), |named| named.next.as_deref()).map(|named| (&named.key, &named.task))
+    }
 
-impl Ordered for Name {
-    fn place(&self) -> (Hashes, &TaskKey) {
-        (self.hashes, &self.key)
+    fn find_mut(&mut self, key: &TaskKey) -> Option<&mut Self> {
+        if *self.key == *key {
+            return Some(self);
+        }
+        self.next.as_mut()?.find_mut(key)
     }
 }
-
-impl Ordered for (Hashes, &TaskKey) {
-    fn place(&self) -> (Hashes, &TaskKey) {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn Ordered + 'a> for Name {
-    fn borrow(&self) -> &(dyn Ordered + 'a) {
-        self
-    }
-}
-
-impl Ord for dyn Ordered + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.place().cmp(&other.place())
-    }
-}
-
-impl PartialOrd for dyn Ordered + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Ordered + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for dyn Ordered + '_ {}
-
-impl Ord for Name {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.place().cmp(&other.place())
-    }
-}
-
-impl PartialOrd for Name {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Name {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Name {}
 
 impl Tasks {
     pub(super) fn get(&self, key: &TaskKey) -> Option<&Arc<Task>> {
-        let place = (Hashes::of(key), key);
-        self.0.get(&place as &dyn Ordered)
+        self.at(Hashes::of(key), key)
     }
 
-    /// A task that is to be changed, with its name.
+    fn at(&self, hashes: Hashes, key: &TaskKey) -> Option<&Arc<Task>> {
+        let mut all = self.0.get(&hashes)?.all();
+        all.find_map(|(name, task)| (**name == *key).then_some(task))
+    }
+
+    /// The task to be changed, and its name.
     pub(super) fn get_mut(&mut self, key: &TaskKey) -> Option<(&Arc<TaskKey>, &mut Arc<Task>)> {
-        let place = (Hashes::of(key), key);
-        let only = Bound::Included(&place as &dyn Ordered);
-        let (name, task) = self.0.range_mut::<dyn Ordered + '_, _>((only, only)).next()?;
-        Some((&name.key, task))
+        let named = self.0.get_mut(&Hashes::of(key))?.find_mut(key)?;
+        Some((&named.key, &mut named.task))
     }
 
     /// Put a task in; gives the one that was there.
     pub(super) fn insert(&mut self, key: Arc<TaskKey>, task: Arc<Task>) -> Option<Arc<Task>> {
-        let hashes = Hashes::of(&key);
-        self.0.insert(Name { hashes, key }, task)
+        self.put(Hashes::of(&key), key, task)
+    }
+
+    fn put(&mut self, hashes: Hashes, key: Arc<TaskKey>, task: Arc<Task>) -> Option<Arc<Task>> {
+        match self.0.entry(hashes) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Named { key, task, next: None });
+                None
+            }
+            Entry::Occupied(mut occupied) => {
+                let first = occupied.get_mut();
+                if let Some(named) = first.find_mut(&key) {
+                    return Some(std::mem::replace(&mut named.task, task));
+                }
+                let next = first.next.take();
+                first.next = Some(Box::new(Named { key, task, next }));
+                None
+            }
+        }
     }
 
     /// Take a task out, with its name.
     pub(super) fn remove(&mut self, key: &TaskKey) -> Option<(Arc<TaskKey>, Arc<Task>)> {
-        let place = (Hashes::of(key), key);
-        let (name, task) = self.0.remove_entry(&place as &dyn Ordered)?;
-        Some((name.key, task))
+        self.take(Hashes::of(key), key)
+    }
+
+    fn take(&mut self, hashes: Hashes, key: &TaskKey) -> Option<(Arc<TaskKey>, Arc<Task>)> {
+        let Entry::Occupied(mut occupied) = self.0.entry(hashes) else {
+            return None;
+        };
+        let first = occupied.get_mut();
+        if *first.key != *key {
+            let mut place = &mut first.next;
+            while place.as_ref().is_some_and(|named| *named.key != *key) {
+                place = &mut place.as_mut()?.next;
+            }
+            let named = *place.take()?;
+            *place = named.next;
+            return Some((named.key, named.task));
+        }
+        let named = match first.next.take() {
+            Some(next) => std::mem::replace(first, *next),
+            None => occupied.remove(),
+        };
+        Some((named.key, named.task))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<TaskKey>, &Task)> {
-        self.0.iter().map(|(name, task)| (&name.key, task.as_ref()))
+        self.0.values().flat_map(Named::all).map(|(key, task)| (key, task.as_ref()))
     }
 
     /// Those of a job.
     pub(super) fn of_job(&self, job: &JobId) -> impl Iterator<Item = (&Arc<TaskKey>, &Task)> {
         let hashed = hash(job);
-        // No id is less than one space.
-        let least = TaskKey::parse(job.as_str(), " ").expect("a space is an id, and the job has one already");
-        let place = (Hashes(hashed, 0), &least);
         let neighbours = self
             .0
-            .range::<dyn Ordered + '_, _>((Bound::Included(&place as &dyn Ordered), Bound::Unbounded));
-        let neighbours = neighbours.take_while(move |(name, _)| name.hashes.0 == hashed);
-        neighbours
-            .filter(move |(name, _)| name.key.job == *job)
-            .map(|(name, task)| (&name.key, task.as_ref()))
+            .range((Bound::Included(Hashes(hashed, 0)), Bound::Included(Hashes(hashed, u64::MAX))));
+        let tasks = neighbours.flat_map(|(_, named)| named.all());
+        tasks
+            .filter(move |(name, _)| name.job == *job)
+            .map(|(name, task)| (name, task.as_ref()))
     }
 }
 
@@ -192,14 +180,26 @@ mod tests {
     #[test]
     fn names_with_the_same_hashes_are_told_apart() {
         let hashes = Hashes(7, 7);
-        let mut tasks = Tasks::default();
-        for (number, id) in (1..).zip(["1", "2", "3"]) {
-            tasks.0.insert(Name { hashes, key: key("a", id) }, task(number));
+        // Whichever goes first, in the middle and last.
+        for order in [["1", "2", "3"], ["2", "3", "1"], ["3", "1", "2"], ["1", "3", "2"]] {
+            let mut tasks = Tasks::default();
+            for (number, id) in (1..).zip(["1", "2", "3"]) {
+                assert_eq!(tasks.put(hashes, key("a", id), task(number)), None);
+            }
+            assert_eq!(tasks.put(hashes, key("a", "2"), task(5)).map(|task| task.number), Some(2));
+            let mut left = vec![("1", 1), ("2", 5), ("3", 3)];
+            for gone in order {
+                for (id, number) in &left {
+                    let named = tasks.0.get_mut(&hashes).unwrap().find_mut(&key("a", id)).unwrap();
+                    assert_eq!(named.task.number, *number);
+                }
+                assert_eq!(tasks.iter().count(), left.len());
+                let number = left.iter().position(|(id, _)| *id == gone).map(|at| left.remove(at).1);
+                assert_eq!(tasks.take(hashes, &key("a", gone)).map(|(_, task)| task.number), number);
+                assert_eq!(tasks.at(hashes, &key("a", gone)), None);
+                assert_eq!(tasks.take(hashes, &key("a", gone)), None);
+            }
+            assert!(tasks.0.is_empty());
         }
-        let found = |id: &str| {
-            let key = key("a", id);
-            tasks.0.get(&(hashes, key.as_ref()) as &dyn Ordered).map(|task| task.number)
-        };
-        assert_eq!(["1", "2", "3", "4"].map(found), [Some(1), Some(2), Some(3), None]);
     }
 }
