@@ -98,6 +98,21 @@ impl Supervisor {
         });
     }
 
+    /// Run a future until it ends, which it must know itself, and nobody waits for it: a stop of the role does not end it, a panic in it does end the role.
+    pub fn outlast<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let supervisor = self.clone();
+        let future = AssertUnwindSafe(Box::pin(future)).catch_unwind();
+        #[expect(clippy::disallowed_methods, reason = "the one spawner")]
+        tokio::spawn(async move {
+            if future.await.is_err() {
+                supervisor.fatal(anyhow::anyhow!("{name} panicked"));
+            }
+        });
+    }
+
     /// Run a blocking function on a thread of its own. Its end by itself means nothing; a panic stops the role.
     ///
     /// # Errors

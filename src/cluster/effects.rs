@@ -1,6 +1,6 @@
 //! Carries out what the loop asks for: orders to the hub at once, timers as tasks of their own.
 //!
-//! The sink runs on the loop's thread and never blocks; timers and what they send back run on the runtime. It must never change state but
+//! The sink runs on a task of the runtime and never blocks; timers and what they send back run on the runtime. It must never change state but
 //! by sending a command.
 
 use super::hub::{Hub, Order};

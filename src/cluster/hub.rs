@@ -1,6 +1,6 @@
 //! What the cluster manager knows only while it runs: who is connected, and who waits for which task.
 //!
-//! The loop's effects come in here from its thread ([`Hub::dispatch`] and its like never block), the streams in `worker_stream` and
+//! The loop's effects come in here from a task of the runtime ([`Hub::dispatch`] and its like never block), the streams in `worker_stream` and
 //! `watch` take them out. Nothing here is state: a crash loses connections and waiters, and both come back by themselves.
 
 use crate::machine::ids::{JobId, TaskKey, WorkerId};

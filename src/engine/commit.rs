@@ -4,11 +4,12 @@
 //! final: waiters learn that the outcome is unknown, and the process ends; after a full disk only once there is space again, and until then
 //! what is durable can be read.
 
+use super::delivery::Delivery;
 use super::projection::Published;
 use super::reader::{PAYLOAD, Reader, record_key};
 use super::settle::Settler;
 use super::turn::{Outcome, Turn, Writes};
-use super::{EffectSink, Envelope, Message, Parts, Refusal, counted};
+use super::{Envelope, Message, Parts, Refusal, counted};
 use crate::crash_point::{self, Moment};
 use crate::machine::content::PayloadRef;
 use crate::machine::ids::Timestamp;
@@ -27,18 +28,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 type Recalled<M> = Vec<(<M as Machine>::Key, <M as Machine>::Record)>;
 
-/// Give a justified effect to its executor; the only way there.
-pub(super) fn hand_on<M: Machine>(sink: &mut EffectSink<M>, effect: M::Effect) {
-    crash_point::reach_moment(M::ROLE, effect.name(), Moment::Leaving);
-    sink(effect);
-}
-
 pub(super) struct Loop<M: Machine> {
     parts: Parts<M>,
     reader: Reader<M>,
     read_only: Arc<AtomicBool>,
     published: Published<M>,
-    sink: EffectSink<M>,
+    delivery: Delivery<M>,
     settler: Settler,
     /// How many records refer to each payload; filled as references come and go, the rest is in the store.
     payload_counts: HashMap<PayloadRef, u32>,
@@ -55,7 +50,7 @@ impl<M: Machine> Loop<M> {
         reader: Reader<M>,
         read_only: Arc<AtomicBool>,
         published: Published<M>,
-        (sink, settler): (EffectSink<M>, Settler),
+        (delivery, settler): (Delivery<M>, Settler),
         (metrics, depth): (Metrics, Depth),
     ) -> Self {
         Self {
@@ -65,7 +60,7 @@ impl<M: Machine> Loop<M> {
             published,
             parts,
             reader,
-            sink,
+            delivery,
             settler,
             payload_counts: HashMap::new(),
             stamp: None,
@@ -165,10 +160,13 @@ impl<M: Machine> Loop<M> {
     fn recall(&self, command: &M::Command, turn: &mut Turn<M>) -> Result<Recalled<M>, Error> {
         let mut recalled = Vec::new();
         for key in self.parts.machine.recall(command) {
-            if turn.has_changed(&key) || self.parts.machine.holds(&key) {
+            if self.parts.machine.holds(&key) {
                 continue;
             }
-            if let Some(record) = self.reader.ended(&key)? {
+            // Before the turn is asked: for a new name it is the sooner to say no.
+            if let Some(record) = self.reader.ended(&key)?
+                && !turn.has_changed(&key)
+            {
                 turn.recalled(key.clone());
                 recalled.push((key, record));
             }
@@ -190,16 +188,11 @@ impl<M: Machine> Loop<M> {
         }
         let outcomes = turn.answers.iter().map(|(_, reply)| outcome::<M>(reply));
         self.metrics.answered(turn.commands.into_iter().zip(outcomes));
-        for (answer, reply) in turn.answers {
-            let _ = answer.send(reply);
-        }
+        self.delivery.hand_on(turn.answers, turn.effects);
         for answer in turn.trimmers {
             let _ = answer.send(self.parts.store.head().first_seq);
         }
         self.depth.end();
-        for effect in turn.effects {
-            hand_on::<M>(&mut self.sink, effect);
-        }
         if !turn.looks.is_empty() {
             let census = self.parts.machine.census();
             for look in turn.looks {

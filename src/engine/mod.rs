@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod clock;
 mod commit;
+mod delivery;
 pub mod open;
 pub mod outgoing;
 pub mod projection;
@@ -26,6 +27,7 @@ use crate::store::space::Space;
 use crate::store::{Error as StoreError, Seq, Store};
 use crate::supervisor::Supervisor;
 use clock::Clock;
+use delivery::Delivery;
 use projection::{Projection, Published};
 use reader::Reader;
 use recover::{Found, RecoveryReport};
@@ -232,7 +234,7 @@ pub struct Parts<M: Machine> {
     pub space: Arc<Space>,
 }
 
-/// Where effects go once they are justified. Called on the loop's thread: must not block.
+/// Where effects go once they are justified. Called on a task of the runtime: must not block.
 pub type EffectSink<M> = Box<dyn FnMut(<M as Machine>::Effect) + Send>;
 
 /// A recovered engine that has not begun to work: doors can be given the handle before the first effect leaves.
@@ -291,11 +293,11 @@ impl<M: Machine> Engine<M> {
         self.projection = Some(projection);
     }
 
-    /// Begin: hand on what the live records justify, then run the loop on a thread of its own.
+    /// Begin: hand on what the live records justify, then run the loop on a thread of its own. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// The operating system gives no more threads.
-    pub fn start(self, supervisor: &Supervisor, mut sink: EffectSink<M>) -> std::io::Result<()> {
+    pub fn start(self, supervisor: &Supervisor, sink: EffectSink<M>) -> std::io::Result<()> {
         let Engine {
             parts,
             queue,
@@ -315,14 +317,13 @@ impl<M: Machine> Engine<M> {
         reader.ends(supervisor);
         prove::start(supervisor, parts.store.clone(), parts.payloads.clone(), unproved)?;
         let settler = Settler::start(supervisor, parts.store.clone(), handle.queue.downgrade())?;
+        let delivery = Delivery::start(supervisor, sink);
         let role = supervisor.clone();
         supervisor.thread("engine", move || {
-            for effect in parts.machine.resume(parts.clock.now()) {
-                commit::hand_on::<M>(&mut sink, effect);
-            }
+            delivery.hand_on(Vec::new(), parts.machine.resume(parts.clock.now()));
             let stopped = || role.is_stopped();
-            // Lives until the role knows why: the end of its sink looks like a failure of the executors.
-            let mut engine = commit::Loop::new(parts, reader, read_only, published, (sink, settler), (metrics, depth));
+            // Lives until the role knows why: the end of the sink, which goes with it, looks like a failure of the executors.
+            let mut engine = commit::Loop::new(parts, reader, read_only, published, (delivery, settler), (metrics, depth));
             if let Err(error) = engine.run(queue, &stopped) {
                 let why = if error.is_full() {
                     "the disk was full; a restart goes on from what is durable"

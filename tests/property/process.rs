@@ -16,10 +16,14 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Where answers and effects are handed out.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
 /// Longer than any step of a history takes on a loaded machine: over it, something hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -222,6 +226,7 @@ impl<W: World> Starting<W> {
             ended,
         };
         let sink = sink::<W>(self.disk, sender, alive, complaints, strict);
+        let _entered = RUNTIME.enter();
         self.engine.start(&process.supervisor, sink).unwrap();
         process
     }

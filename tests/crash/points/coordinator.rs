@@ -158,8 +158,9 @@ async fn one(federation: &mut Federation, ledger: &Ledger, scenario: Scenario, s
         None => {
             subscribed(federation, before + 2).await;
             if scenario == Scenario::Job {
-                // What the job before it left to be reported came as soon as a party was back.
-                assert!(point.starts_with("coordinator.report."), "{spec} is passed with a job only");
+                // What the job before it left to be reported came as soon as a party was back, and was told to who follows that job.
+                let reported = point.starts_with("coordinator.report.") || point == "coordinator.changed.leaving";
+                assert!(reported, "{spec} is passed with a job only");
                 let job = submit(&client, ledger, number, submission).await.expect("nothing dies here");
                 assert_eq!(client.ended(&job).await["state"], "success", "after {spec}, {}", row_of(&point));
             }
