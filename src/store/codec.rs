@@ -84,12 +84,18 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, usize)> {
 /// is durable yet.
 pub fn seal(key: &[u8], batch: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(ENVELOPE_LEN + body.len());
+    seal_into(&mut bytes, key, batch, body);
+    bytes
+}
+
+/// [`seal`], at the end of these bytes.
+pub fn seal_into(bytes: &mut Vec<u8>, key: &[u8], batch: u64, body: &[u8]) {
+    let start = bytes.len();
     bytes.push(ENVELOPE_FORMAT);
     bytes.extend_from_slice(&batch.to_le_bytes());
-    let checksum = checksum(key, &bytes, body);
+    let checksum = checksum(key, &bytes[start..], body);
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.extend_from_slice(body);
-    bytes
 }
 
 /// Check an envelope; gives the number of the commit that wrote it and the body.

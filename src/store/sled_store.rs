@@ -1,7 +1,7 @@
 //! The store on disk.
 //!
 //! Opened by each role that survives a crash, with its [`Directory`]. `disk` is the only file that knows the storage engine, and that it has neighbouring keys in `group`s; `open`
-//! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits on disk and `recent` in memory until `settling` has seen to it that the engine
+//! makes or opens a store and proves it whole with `verify`, `journal` holds the newest commits on disk and `recent` in memory until somebody (`rounds`, `settling`) has seen to it that the engine
 //! has them durably, `builder` and `migrate` make whole logs, `copy` reads one while it is written, `barrier` says what is confirmed, `high_water` notices a
 //! store that went back in time. It must never confirm or show anything that a power cut could still take, and never go on after a
 //! failure: what the engine holds in memory is then unknown, so the store stops and only a new process finds out.
@@ -33,6 +33,7 @@ mod position;
 mod proof;
 mod recent;
 mod reserve;
+mod rounds;
 pub mod salvage;
 mod settling;
 mod verify;
@@ -50,12 +51,11 @@ use barrier::Barrier;
 use copy::Copies;
 use disk::Disk;
 use high_water::{HighWater, Mark};
-use journal::{Journal, Writes};
+use journal::{Draft, Journal};
 use known::Known;
 use past::Past;
 use position::{event_key, event_seq, is_history, record_key};
 use settling::Settling;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::{Bound, ControlFlow};
@@ -66,7 +66,6 @@ use verify::HistoryCheck;
 
 /// Values of the history that are proved in one go, a millisecond's worth.
 const HISTORY_PAGE: usize = 256;
-
 /// [`Store`] on the storage engine; one for each data directory.
 pub struct SledStore {
     disk: Disk,
@@ -93,7 +92,7 @@ struct Writer {
 /// What one commit writes.
 struct Plan {
     position: Position,
-    writes: Writes,
+    draft: Draft,
 }
 
 impl SledStore {
@@ -155,13 +154,11 @@ impl SledStore {
 
     fn raise_epoch(&self) -> Result<Head, Error> {
         let mut writer = self.lock_writer();
-        let mut plan = Plan {
-            position: writer.position,
-            writes: Vec::new(),
-        };
-        plan.position.epoch += 1;
-        plan.position.batch += 1;
-        self.write(&mut writer, plan)
+        let mut position = writer.position;
+        position.epoch += 1;
+        position.batch += 1;
+        let draft = writer.journal.draft(position.batch);
+        self.write(&mut writer, Plan { position, draft })
     }
 
     fn lock_writer(&self) -> MutexGuard<'_, Writer> {
@@ -176,29 +173,23 @@ impl SledStore {
             batch: writer.position.batch + 1,
             ..writer.position
         };
-        let mut writes = Vec::with_capacity(commit.events.len() + commit.changes.len() + 1);
+        let mut draft = writer.journal.draft(position.batch);
         for (last, body) in block::pack(position.next_seq, &commit.events) {
-            let key = event_key(last);
-            let sealed = codec::seal(&key, position.batch, &body);
-            position.history.add(&key, &sealed);
-            writer.check.changed(&self.disk, &key, None, Some(&sealed))?;
+            let (key, sealed) = draft.put(event_key(last), Some(&body));
+            sealed.iter().for_each(|sealed| position.history.add(key, sealed));
+            writer.check.changed(&self.disk, key, None, sealed)?;
             position.next_seq = last + 1;
-            writes.push((key, Some(sealed)));
         }
         let trims = commit.trims(&writer.position.head());
         while position.first_seq < trims.end {
             let (key, old) = block::holding(&self.disk, position.first_seq)?;
-            let sealed = block::let_go(&self.disk, (&key, &old), trims.end, &mut position)?;
+            let left = block::let_go(&self.disk, (&key, &old), trims.end, &mut position)?;
             position.history.remove(&key, &old);
-            if let Some(sealed) = &sealed {
-                position.history.add(&key, sealed);
-            }
-            writer.check.changed(&self.disk, &key, Some(&old), sealed.as_deref())?;
-            writes.push((key, sealed));
+            let (key, sealed) = draft.put(key, left.as_deref());
+            sealed.iter().for_each(|sealed| position.history.add(key, sealed));
+            writer.check.changed(&self.disk, key, Some(&old), sealed)?;
         }
-        // Keyed, so that a key given twice is counted once.
-        let changes: BTreeMap<&[u8], Option<&[u8]>> = commit.changes.iter().map(|(k, v)| (k.as_slice(), v.as_deref())).collect();
-        for (key, body) in changes {
+        for (key, body) in last_words(&commit.changes) {
             let key = record_key(key);
             let old = self.old(&writer.known, &key)?;
             if let Some(old) = &old {
@@ -206,22 +197,20 @@ impl SledStore {
                 codec::unseal(&key, old).map_err(|e| damaged(&self.disk, &key, &e))?;
                 position.tally(&key).remove(&key, old);
             }
-            let sealed = body.map(|body| codec::seal(&key, position.batch, body));
-            if let Some(sealed) = &sealed {
-                position.tally(&key).add(&key, sealed);
+            if old.is_none() && body.is_none() {
+                continue;
             }
-            writer.check.changed(&self.disk, &key, old.as_deref(), sealed.as_deref())?;
-            match (&old, &sealed) {
-                _ if is_history(&key) => {}
-                (None, Some(_)) => writer.known.add(&key),
-                (Some(_), None) => writer.known.remove(&key),
+            let (key, sealed) = draft.put(key, body);
+            sealed.iter().for_each(|sealed| position.tally(key).add(key, sealed));
+            writer.check.changed(&self.disk, key, old.as_deref(), sealed)?;
+            match (&old, sealed) {
+                _ if is_history(key) => {}
+                (None, Some(_)) => writer.known.add(key),
+                (Some(_), None) => writer.known.remove(key),
                 _ => {}
             }
-            if old.is_some() || sealed.is_some() {
-                writes.push((key, sealed));
-            }
         }
-        Ok(Plan { position, writes })
+        Ok(Plan { position, draft })
     }
 
     /// The value that a commit writes over, if there is one.
@@ -248,51 +237,32 @@ impl SledStore {
 
     /// The one way anything gets on disk: journal, barrier, and only then where readers see it.
     fn write(&self, writer: &mut Writer, plan: Plan) -> Result<Head, Error> {
-        let Plan { position, mut writes } = plan;
-        writes.push((
-            HEAD_KEY.to_vec(),
-            Some(codec::seal(HEAD_KEY, position.batch, &codec::encode(&position))),
-        ));
-        self.make_room(writer, &writes).inspect_err(|error| {
+        let Plan { position, mut draft } = plan;
+        draft.put(HEAD_KEY.to_vec(), Some(&codec::encode(&position)));
+        self.make_room(writer, &draft).inspect_err(|error| {
             if error.is_full() {
                 self.barrier.full();
             }
         })?;
         // From here on an early return poisons the store: what is on disk is not known.
         let pending = self.barrier.begin()?;
-        writer.copies.changed(writes.iter().map(|(key, _)| key.as_slice()));
+        writer.copies.changed(draft.keys());
         crash_point::reach("store.begun");
-        if let Err(error) = writer.journal.append(position.batch, &writes, |file| self.sync(file)) {
-            if error.is_full() {
-                pending.full();
+        let written = match writer.journal.append(draft, |file| self.sync(file)) {
+            Ok(written) => written,
+            Err(error) => {
+                if error.is_full() {
+                    pending.full();
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         crash_point::reach("store.synced");
         writer.position = position;
-        pending.durable(position.head(), || self.disk.put(writes));
+        pending.durable(position.head(), || self.disk.put(position.batch, written.values()));
         crash_point::reach("store.applied");
         writer.high_water.record(Mark::of(&position));
         Ok(position.head())
-    }
-
-    /// See to it that a commit finds space in the journal, in memory and, later, in the engine's log; an error leaves what was confirmed as it was.
-    fn make_room(&self, writer: &mut Writer, writes: &Writes) -> Result<(), Error> {
-        self.disk.reserve()?;
-        if !self.disk.has_room(writes) || !writer.journal.has_room(writes) {
-            self.turn_over(writer)?;
-        }
-        Ok(())
-    }
-
-    /// Let commits go on in the other half of the journal.
-    fn turn_over(&self, writer: &mut Writer) -> Result<(), Error> {
-        self.settle()?;
-        // Another thread may have been at it, and failed.
-        self.barrier.check()?;
-        self.disk.freeze();
-        self.settling.hand_over(writer.journal.turn());
-        Ok(())
     }
 
     /// The barrier of a commit.
@@ -401,17 +371,11 @@ impl Store for SledStore {
     }
 
     fn is_behind(&self) -> bool {
-        self.settling.is_due()
+        self.has_round()
     }
 
     fn settle(&self) -> Result<(), Error> {
-        self.settling.settle(|full| {
-            let settled = self.disk.settle().and_then(|()| full.clear(File::sync_data));
-            if settled.as_ref().is_err_and(Error::is_full) {
-                self.barrier.full();
-            }
-            self.or_poison(settled)
-        })
+        self.give_round()
     }
 
     fn history(&self) -> HistoryProof {
@@ -463,6 +427,16 @@ impl SledStore {
             })
         })
     }
+}
+
+/// The changes in the order of their keys, each key once.
+fn last_words(changes: &[(Vec<u8>, Option<Vec<u8>>)]) -> Vec<(&[u8], Option<&[u8]>)> {
+    let mut words: Vec<_> = changes.iter().map(|(key, body)| (key.as_slice(), body.as_deref())).collect();
+    // Where a key comes again, what came later goes first and stays.
+    words.reverse();
+    words.sort_by_key(|(key, _)| *key);
+    words.dedup_by_key(|(key, _)| *key);
+    words
 }
 
 fn damaged(disk: &Disk, key: &[u8], what: &DecodeError) -> Error {

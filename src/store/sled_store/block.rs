@@ -25,7 +25,7 @@ pub(super) fn pack<E: AsRef<[u8]>>(first: Seq, events: &[E]) -> Vec<(Seq, Vec<u8
     for (seq, event) in (first..).zip(events) {
         let event = event.as_ref();
         if blocks.last().is_none_or(|(_, body)| body.len() + FRAME + event.len() > FULL) {
-            blocks.push((seq, Vec::new()));
+            blocks.push((seq, Vec::with_capacity(FULL.max(FRAME + event.len()))));
         }
         let (last, body) = blocks.last_mut().expect("one was made above");
         *last = seq;
@@ -74,7 +74,7 @@ pub(super) fn holding(disk: &Disk, seq: Seq) -> Result<(Vec<u8>, Vec<u8>), Error
     found.ok_or_else(|| damaged_key(disk.file(), &wanted, "it is missing"))
 }
 
-/// What is left of the first block when events before `until` go, sealed; `None` for nothing. Carries the first event on.
+/// What is left of the first block when events before `until` go; `None` for nothing. Carries the first event on.
 ///
 /// [`Error::Damaged`] if it does not begin with the first event.
 pub(super) fn let_go(disk: &Disk, block: (&[u8], &[u8]), until: Seq, position: &mut Position) -> Result<Option<Vec<u8>>, Error> {
@@ -85,7 +85,7 @@ pub(super) fn let_go(disk: &Disk, block: (&[u8], &[u8]), until: Seq, position: &
     let left: Vec<&[u8]> = events.iter().filter(|(seq, _)| *seq >= until).map(|(_, event)| *event).collect();
     position.first_seq += (events.len() - left.len()) as Seq;
     let block = pack(position.first_seq, &left).pop();
-    Ok(block.map(|(_, body)| codec::seal(key, position.batch, &body)))
+    Ok(block.map(|(_, body)| body))
 }
 
 /// No event is missing before this block.

@@ -34,7 +34,7 @@ use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of pages kept in memory, as they are in the log: in memory they take three times that. What falls out is still in the system's own cache. The
@@ -43,7 +43,7 @@ const CACHE: u64 = 8 * 1024 * 1024;
 /// Every so manieth key of a range is looked up once more. The engine notes accesses to pages in 256 queues and lets pages go only when a queue has 64: a
 /// walk, which comes to each page once, would keep 16,000 pages beyond the cache, 100 MB of events. Not the first key: most ranges are of one.
 const LOOK_AGAIN: usize = 2;
-/// Bytes of a log segment; fixed at creation. `COST_MAX` must stay below it.
+/// Bytes of a log segment; fixed at creation. A commit must stay below it; that more is not written between two syncs `keep_up` sees to.
 pub(super) const SEGMENT: usize = 8 * 1024 * 1024;
 const _: () = assert!(COST_MAX < SEGMENT);
 /// So many values that the engine does not have are looked at together at first, so many at most.
@@ -68,9 +68,11 @@ pub(super) struct Disk {
     log: File,
     path: PathBuf,
     failed: AtomicBool,
-    reserve: Mutex<Reserve>,
+    pub(super) reserve: Reserve,
     /// The last byte of the engine's log when it was synced last.
     synced: AtomicI64,
+    /// Why what the engine wrote may be lost.
+    unsynced: Mutex<Option<io::ErrorKind>>,
     /// Raised between what a group gives away being with others and being gone from it.
     moved: AtomicU64,
     /// Raised before a fence goes.
@@ -111,8 +113,9 @@ impl Disk {
             log,
             path,
             failed: AtomicBool::new(false),
-            reserve: Mutex::default(),
+            reserve: Reserve::default(),
             synced: AtomicI64::new(0),
+            unsynced: Mutex::default(),
             moved: AtomicU64::new(0),
             removed: AtomicU64::new(0),
             #[cfg(test)]
@@ -224,30 +227,27 @@ impl Disk {
         if *self.fault.lock().unwrap() == Some(Fault::Reserve) {
             return Err(Error::at("reserve space for", &self.path)(io::ErrorKind::StorageFull.into()));
         }
-        self.lock_reserve().ensure(&self.log, &self.path)
-    }
-
-    pub(super) fn lock_reserve(&self) -> MutexGuard<'_, Reserve> {
-        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reserve.ensure(&self.log, &self.path)
     }
 
     /// Let a commit be seen, all at once. It must be durable in the journal; the engine gets it later.
-    pub(super) fn put(&self, writes: Writes) {
-        self.recent.put(writes);
+    pub(super) fn put(&self, batch: u64, writes: impl Iterator<Item = (Vec<u8>, Option<Value>)>) {
+        self.recent.put(batch, writes);
         #[cfg(test)]
         if *self.fault.lock().unwrap() == Some(Fault::Slow) {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Whether a commit can be put before the next [`Disk::freeze`].
-    pub(super) fn has_room(&self, writes: &Writes) -> bool {
-        self.recent.has_room(writes)
+    /// What the engine will be cost by what was put since the last [`Disk::freeze`].
+    pub(super) fn cost(&self) -> usize {
+        self.recent.cost()
     }
 
-    /// What was put so far is to be given to the engine with the next [`Disk::settle`]; what was frozen before must have been.
-    pub(super) fn freeze(&self) {
-        self.recent.freeze();
+    /// What was put so far is to be given to the engine with the next [`Disk::settle`]; what was frozen before must have been. Gives the last commit
+    /// of it.
+    pub(super) fn freeze(&self) -> u64 {
+        self.recent.freeze()
     }
 
     /// Give the engine what was frozen, and return when that survives a power cut.
@@ -280,13 +280,18 @@ impl Disk {
         Ok(behind)
     }
 
+    /// One at a time: of a write that failed the system tells whoever syncs first, and nobody else.
     fn sync_log(&self) -> io::Result<()> {
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = *unsynced {
+            return Err(io::Error::new(kind, "an earlier sync failed"));
+        }
         #[cfg(test)]
         if let Some(cut) = &mut *self.cut.lock().unwrap() {
             cut();
         }
         let written = self.written();
-        self.log.sync_data()?;
+        self.log.sync_data().inspect_err(|error| *unsynced = Some(error.kind()))?;
         self.synced.fetch_max(written, Ordering::Relaxed);
         Ok(())
     }
@@ -298,7 +303,7 @@ impl Disk {
 
     /// Write these values, and return when they survive a power cut. A power cut before that may leave some of them.
     pub(super) fn commit(&self, writes: Writes) -> Result<(), Error> {
-        self.put(writes);
+        self.put(0, values(writes));
         self.freeze();
         self.settle()
     }
@@ -314,6 +319,11 @@ impl Disk {
         }
         result
     }
+}
+
+/// As the engine has them.
+pub(super) fn values(writes: Writes) -> impl Iterator<Item = (Vec<u8>, Option<Value>)> {
+    writes.into_iter().map(|(key, value)| (key, value.map(Value::from)))
 }
 
 impl Drop for Disk {

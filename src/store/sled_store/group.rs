@@ -198,7 +198,9 @@ fn pack(fence: &[u8], pairs: &[Pair]) -> Value {
         // A copy: the value may be a part of a larger group, which it would keep in memory.
         return value.as_ref().into();
     }
-    let mut bytes = vec![FORM];
+    let most: usize = pairs.iter().map(|(key, value)| FRAME + key.len() + value.len()).sum();
+    let mut bytes = Vec::with_capacity(1 + most);
+    bytes.push(FORM);
     let mut before: &[u8] = &[];
     for (key, value) in pairs {
         let common = common(before, key);

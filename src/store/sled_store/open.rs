@@ -4,7 +4,7 @@
 //! never take a lost store for a new one.
 
 use super::builder::Builder;
-use super::disk::Disk;
+use super::disk::{self, Disk};
 use super::high_water::{HighWater, Mark};
 use super::journal::Journal;
 use super::known::Known;
@@ -14,7 +14,6 @@ use crate::crash_point;
 use crate::migrations;
 use crate::store::Error;
 use crate::store::directory::{Directory, exists, list, sync_names_at_once, sync_parent, sync_tree};
-use std::fs::File;
 use std::path::Path;
 
 /// Values of the history that are proved before a start serves, a fraction of a second's worth: most stores are proved whole at once.
@@ -120,6 +119,7 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
     let (mut journal, rounds) = Journal::open(dir)?;
     let mut batches = rounds.iter().flatten().map(|frame| frame.batch);
     let Some(first) = batches.next() else {
+        journal.lengthen()?;
         return Ok((disk, journal));
     };
     let last = batches.next_back().unwrap_or(first);
@@ -135,15 +135,13 @@ fn open_log(dir: &Path) -> Result<(Disk, Journal), Error> {
     // All of them, whatever the engine has: after a power cut it may have a later one without an earlier one.
     for round in rounds {
         for frame in round {
-            disk.put(frame.writes);
+            disk.put(frame.batch, disk::values(frame.writes));
         }
         disk.freeze();
         disk.settle()?;
     }
     crash_point::reach("store.replayed");
-    for half in journal.restart() {
-        half.clear(File::sync_data)?;
-    }
+    journal.restart()?;
     Ok((disk, journal))
 }
 

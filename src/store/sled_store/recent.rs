@@ -1,12 +1,11 @@
 //! What is confirmed and not yet with the storage engine: two sorted tables in memory, whose values stand before the engine's.
 //!
-//! Used by `Disk`, the only one who reads the engine. Each table belongs to one half of the journal: commits go into the active one; it is
-//! frozen when its half is full, given to the engine in key order, and let go of once that is durable. What is written over or
+//! Used by `Disk`, the only one who reads the engine. Commits go into the active table; it is frozen when somebody has the time to give it to
+//! the engine, in key order, and let go of once that is durable. What is written over or
 //! removed before that never reaches the engine. It must never hold a value that is not durable: whatever is here may be shown.
 
 use super::disk::Value;
-use super::journal::Writes;
-use crate::store::{COST_MAX, write_cost};
+use crate::store::write_cost;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,31 +22,27 @@ struct Tables {
     active: Table,
     /// What the active table will cost the engine.
     cost: usize,
+    /// The last commit that is shown.
+    last: u64,
     /// Empty when the engine has all of it durably.
     frozen: Arc<Table>,
 }
 
 impl Recent {
     /// Show the writes of a commit, all at once.
-    pub(super) fn put(&self, writes: Writes) {
+    pub(super) fn put(&self, batch: u64, writes: impl Iterator<Item = (Vec<u8>, Option<Value>)>) {
         let tables = &mut *self.write();
+        tables.last = batch;
         for (key, value) in writes {
             let len = key.len();
             tables.cost += cost(len, value.as_deref());
-            if let Some(before) = tables.active.insert(key, value.map(Value::from)) {
+            if let Some(before) = tables.active.insert(key, value) {
                 tables.cost -= cost(len, before.as_deref());
             }
         }
     }
 
-    /// Whether the active table will cost the engine no more than `COST_MAX` with these writes, whatever they write over.
-    pub(super) fn has_room(&self, writes: &Writes) -> bool {
-        let more: usize = writes.iter().map(|(key, value)| cost(key.len(), value.as_deref())).sum();
-        self.read().cost + more <= COST_MAX
-    }
-
     /// What the active table will cost the engine.
-    #[cfg(test)]
     pub(super) fn cost(&self) -> usize {
         self.read().cost
     }
@@ -81,12 +76,13 @@ impl Recent {
         page
     }
 
-    /// Begin a new active table. The one before must have been let go of.
-    pub(super) fn freeze(&self) {
+    /// Begin a new active table. The frozen one before must have been let go of. Gives the last commit that the frozen one has.
+    pub(super) fn freeze(&self) -> u64 {
         let tables = &mut *self.write();
         debug_assert!(tables.frozen.is_empty(), "the engine has not taken it");
         tables.frozen = Arc::new(std::mem::take(&mut tables.active));
         tables.cost = 0;
+        tables.last
     }
 
     /// What the engine must be given.
@@ -118,11 +114,8 @@ fn cost(key: usize, value: Option<&[u8]>) -> usize {
 mod tests {
     use super::*;
 
-    fn writes(writes: &[(&str, Option<&str>)]) -> Writes {
-        writes
-            .iter()
-            .map(|(k, v)| (k.as_bytes().to_vec(), v.map(|v| v.as_bytes().to_vec())))
-            .collect()
+    fn writes(writes: &[(&str, Option<&str>)]) -> impl Iterator<Item = (Vec<u8>, Option<Value>)> {
+        writes.iter().map(|(k, v)| (k.as_bytes().to_vec(), v.map(|v| v.as_bytes().into())))
     }
 
     fn page(recent: &Recent, from: &str, limit: usize) -> Vec<(String, Option<String>)> {
@@ -134,10 +127,10 @@ mod tests {
     #[test]
     fn the_last_word_counts_in_both_tables() {
         let recent = Recent::default();
-        recent.put(writes(&[("a", Some("1")), ("b", Some("1")), ("d", Some("1"))]));
-        recent.freeze();
-        recent.put(writes(&[("b", None), ("c", Some("2"))]));
-        recent.put(writes(&[("c", Some("3"))]));
+        recent.put(7, writes(&[("a", Some("1")), ("b", Some("1")), ("d", Some("1"))]));
+        assert_eq!(recent.freeze(), 7);
+        recent.put(8, writes(&[("b", None), ("c", Some("2"))]));
+        recent.put(9, writes(&[("c", Some("3"))]));
         let some = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
         let all = [some("a", "1"), ("b".to_owned(), None), some("c", "3"), some("d", "1")];
         assert_eq!(page(&recent, "", 9), all);
@@ -154,10 +147,10 @@ mod tests {
     fn a_key_costs_once() {
         let recent = Recent::default();
         for _ in 0..3 {
-            recent.put(writes(&[("key", Some("value"))]));
+            recent.put(1, writes(&[("key", Some("value"))]));
             assert_eq!(recent.cost(), write_cost(8));
         }
-        recent.put(writes(&[("key", None)]));
+        recent.put(1, writes(&[("key", None)]));
         assert_eq!(recent.cost(), write_cost(3));
         recent.freeze();
         assert_eq!(recent.cost(), 0);

@@ -169,8 +169,12 @@ impl Trace {
 pub fn sessions(bulk: bool, random: &mut StdRng) -> Vec<Session> {
     let ends: &[u8] = if bulk { b"bkcb" } else { b"cbkbcbk" };
     let session = |end: &u8| {
-        // Of the large batches, some eight fill a segment of the log.
-        let batches = random.random_range(if bulk { 10..30 } else { 4..16 });
+        // Of the large batches, some eight fill a segment of the log, and a dozen the journal: one process comes round in it.
+        let batches = random.random_range(match (bulk, end) {
+            (true, b'k') => 45..65,
+            (true, _) => 10..30,
+            (false, _) => 4..16,
+        });
         let end = match end {
             b'c' => End::Close,
             b'k' => End::Kill,

@@ -61,7 +61,7 @@ fn a_power_cut_while_many_pages_are_written_anew_takes_nothing_older() {
         before = after;
     }));
     let small = keys.iter().step_by(8).map(|key| ([key, &b"x"[..]].concat(), Some(vec![1; 9])));
-    disk.put(small.collect());
+    disk.put(1, values(small.collect()));
     assert!(disk.recent.cost() < COST_MAX / 4);
     disk.freeze();
     disk.settle().unwrap();
@@ -126,7 +126,7 @@ proptest! {
         for (nth, (mut writes, first, second)) in rounds.into_iter().enumerate() {
             // Values of one length with other bytes.
             writes.iter_mut().filter_map(|(_, value)| value.as_mut()).for_each(|value| value.iter_mut().skip(1).for_each(|byte| *byte = nth as u8));
-            disk.put(writes.clone());
+            disk.put(nth as u64, values(writes.clone()));
             disk.freeze();
             let table = disk.recent.frozen();
             for cut in [first, second] {
@@ -166,7 +166,7 @@ fn what_a_group_gave_away_stays_gone_with_who_got_it() {
     let disk = Disk::open(dir.path()).unwrap();
     let some = |key: &str| (key.as_bytes().to_vec(), Some(vec![1; 500]));
     disk.commit(["rd0", "rd1", "rd8", "rd9"].map(some).into()).unwrap();
-    disk.put(vec![some("rd85")]);
+    disk.put(2, values(vec![some("rd85")]));
     disk.freeze();
     *disk.writes_left.lock().unwrap() = Some(1);
     disk.apply(&disk.recent.frozen()).unwrap();
@@ -176,7 +176,7 @@ fn what_a_group_gave_away_stays_gone_with_who_got_it() {
     assert_eq!(group::last(b"rd0", &first), Ok(Some(b"rd9".to_vec())));
     assert_eq!(engine_has(&disk).len(), 5);
     disk.commit(vec![(b"rd9".to_vec(), None)]).unwrap();
-    disk.put(vec![(b"rd85".to_vec(), None)]);
+    disk.put(4, values(vec![(b"rd85".to_vec(), None)]));
     disk.freeze();
     for writes in [Some(1), None] {
         *disk.writes_left.lock().unwrap() = writes;
