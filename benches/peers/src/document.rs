@@ -67,7 +67,9 @@ pub fn json(kind: Kind, plan: Plan, round: u32, load: f64, figures: &Figures) ->
 /// Median, least and most of some figure; `None` without measurements.
 fn spread(mut values: Vec<f64>) -> Option<[f64; 3]> {
     values.sort_unstable_by(f64::total_cmp);
-    Some([*values.get(values.len() / 2)?, *values.first()?, *values.last()?])
+    let (least, most) = (*values.first()?, *values.last()?);
+    let middle = [(values.len() - 1) / 2, values.len() / 2].map(|at| values[at]);
+    Some([f64::midpoint(middle[0], middle[1]), least, most])
 }
 
 impl Run {
@@ -256,6 +258,7 @@ mod tests {
     #[test]
     fn medians_ranges_and_thousands() {
         assert_eq!(spread(vec![3.0, 1.0, 2.0, 9.0, 4.0]), Some([3.0, 1.0, 9.0]));
+        assert_eq!(spread(vec![3.0, 1.0]), Some([2.0, 1.0, 3.0]));
         assert_eq!(spread(Vec::new()), None);
         assert_eq!(
             ["999", "1,000", "1,234,567"],
