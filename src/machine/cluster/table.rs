@@ -15,14 +15,14 @@ use std::sync::Arc;
 
 /// Tasks by name; those of a job are neighbours, in no order that means anything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tasks(BTreeMap<Hashes, Named>);
+pub(super) struct Tasks(BTreeMap<Hashes, Link>);
 
 /// A task, and those whose names have the same hashes: hardly ever one.
 #[derive(Clone, Debug)]
-struct Named {
+struct Link {
     key: Arc<TaskKey>,
     task: Arc<Task>,
-    next: Option<Box<Named>>,
+    next: Option<Box<Link>>,
 }
 
 /// Of the job and of the task's own id. The same in every process, so that a history can be replayed exactly.
@@ -41,10 +41,10 @@ fn hash(id: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-impl Named {
+impl Link {
     /// This one and those behind it.
     fn all(&self) -> impl Iterator<Item = (&Arc<TaskKey>, &Arc<Task>)> {
-        iter::successors(Some(self), |named| named.next.as_deref()).map(|named| (&named.key, &named.task))
+        iter::successors(Some(self), |link| link.next.as_deref()).map(|link| (&link.key, &link.task))
     }
 
     fn find_mut(&mut self, key: &TaskKey) -> Option<&mut Self> {
@@ -67,8 +67,8 @@ impl Tasks {
 
     /// The task to be changed, and its name.
     pub(super) fn get_mut(&mut self, key: &TaskKey) -> Option<(&Arc<TaskKey>, &mut Arc<Task>)> {
-        let named = self.0.get_mut(&Hashes::of(key))?.find_mut(key)?;
-        Some((&named.key, &mut named.task))
+        let link = self.0.get_mut(&Hashes::of(key))?.find_mut(key)?;
+        Some((&link.key, &mut link.task))
     }
 
     /// Put a task in; gives the one that was there.
@@ -79,16 +79,16 @@ impl Tasks {
     fn put(&mut self, hashes: Hashes, key: Arc<TaskKey>, task: Arc<Task>) -> Option<Arc<Task>> {
         match self.0.entry(hashes) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Named { key, task, next: None });
+                vacant.insert(Link { key, task, next: None });
                 None
             }
             Entry::Occupied(mut occupied) => {
                 let first = occupied.get_mut();
-                if let Some(named) = first.find_mut(&key) {
-                    return Some(std::mem::replace(&mut named.task, task));
+                if let Some(link) = first.find_mut(&key) {
+                    return Some(std::mem::replace(&mut link.task, task));
                 }
                 let next = first.next.take();
-                first.next = Some(Box::new(Named { key, task, next }));
+                first.next = Some(Box::new(Link { key, task, next }));
                 None
             }
         }
@@ -106,22 +106,22 @@ impl Tasks {
         let first = occupied.get_mut();
         if *first.key != *key {
             let mut place = &mut first.next;
-            while place.as_ref().is_some_and(|named| *named.key != *key) {
+            while place.as_ref().is_some_and(|link| *link.key != *key) {
                 place = &mut place.as_mut()?.next;
             }
-            let named = *place.take()?;
-            *place = named.next;
-            return Some((named.key, named.task));
+            let link = *place.take()?;
+            *place = link.next;
+            return Some((link.key, link.task));
         }
-        let named = match first.next.take() {
+        let link = match first.next.take() {
             Some(next) => std::mem::replace(first, *next),
             None => occupied.remove(),
         };
-        Some((named.key, named.task))
+        Some((link.key, link.task))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<TaskKey>, &Task)> {
-        self.0.values().flat_map(Named::all).map(|(key, task)| (key, task.as_ref()))
+        self.0.values().flat_map(Link::all).map(|(key, task)| (key, task.as_ref()))
     }
 
     /// Those of a job.
@@ -130,7 +130,7 @@ impl Tasks {
         let neighbours = self
             .0
             .range((Bound::Included(Hashes(hashed, 0)), Bound::Included(Hashes(hashed, u64::MAX))));
-        let tasks = neighbours.flat_map(|(_, named)| named.all());
+        let tasks = neighbours.flat_map(|(_, link)| link.all());
         tasks
             .filter(move |(name, _)| name.job == *job)
             .map(|(name, task)| (name, task.as_ref()))
@@ -190,8 +190,8 @@ mod tests {
             let mut left = vec![("1", 1), ("2", 5), ("3", 3)];
             for gone in order {
                 for (id, number) in &left {
-                    let named = tasks.0.get_mut(&hashes).unwrap().find_mut(&key("a", id)).unwrap();
-                    assert_eq!(named.task.number, *number);
+                    let link = tasks.0.get_mut(&hashes).unwrap().find_mut(&key("a", id)).unwrap();
+                    assert_eq!(link.task.number, *number);
                 }
                 assert_eq!(tasks.iter().count(), left.len());
                 let number = left.iter().position(|(id, _)| *id == gone).map(|at| left.remove(at).1);

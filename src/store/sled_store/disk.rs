@@ -24,7 +24,7 @@
 mod grouped;
 
 use super::super::{COST_MAX, Error};
-use super::journal::Writes;
+use super::frame::Writes;
 use super::recent::Recent;
 use super::reserve::Reserve;
 use crate::crash_point;
@@ -224,10 +224,23 @@ impl Disk {
     /// See to it that the next commit finds room; an error leaves the engine as it was.
     pub(super) fn reserve(&self) -> Result<(), Error> {
         #[cfg(test)]
-        if *self.fault.lock().unwrap() == Some(Fault::Reserve) {
-            return Err(Error::at("reserve space for", &self.path)(io::ErrorKind::StorageFull.into()));
-        }
+        self.refuse_to_reserve()?;
         self.reserve.ensure(&self.log, &self.path)
+    }
+
+    /// [`Disk::reserve`], by who gives the engine a round, so that commits need not ask.
+    fn reserve_more(&self) -> Result<(), Error> {
+        #[cfg(test)]
+        self.refuse_to_reserve()?;
+        self.reserve.ensure_more(&self.log, &self.path)
+    }
+
+    #[cfg(test)]
+    fn refuse_to_reserve(&self) -> Result<(), Error> {
+        match *self.fault.lock().unwrap() {
+            Some(Fault::Reserve) => Err(Error::at("reserve space for", &self.path)(io::ErrorKind::StorageFull.into())),
+            _ => Ok(()),
+        }
     }
 
     /// Let a commit be seen, all at once. It must be durable in the journal; the engine gets it later.

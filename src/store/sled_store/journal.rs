@@ -4,35 +4,24 @@
 //! durable here. The file has four parts: when one is full commits go on in the next, in a circle, while the engine is given what the older ones have, and
 //! is made durable once for all of it. A start gives the engine all commits that are here, in order: each writes whole values, and the last
 //! word on a key is that of the last commit. A part must never begin again before the engine has it durably, and no frame be confirmed
-//! that a power cut could take.
-//!
-//! ```text
-//! offset  bytes  what                                     a frame; each begins at a multiple of 512, the first ones at multiples of 4 MiB
-//! 0       4      CRC-32 (IEEE) over all that follows; little endian
-//! 4       4      length of the body, little endian
-//! 8       8      number of the commit, little endian
-//! 16      ..     body: for each key  2 bytes its length, 4 bytes that of the value or ffffffff where the key goes, key, sealed value
-//! ```
+//! that a power cut could take. Frames are made and read by `frame`; the first one of a part is at a multiple of 4 MiB.
 //!
 //! The file is as long as it ever gets from the first day, so that no frame needs space; one of two parts, as there were before, is replaced once it
 //! is empty. Frames of earlier rounds stay behind those of the last
 //! one of their part; their numbers are lower, and a frame counts only when it goes on with the number before it. The first one is made void
 //! before the part may be used again: until its own first frame is whole, a round has none.
 
-use super::disk::Value;
+use super::frame::{self, ALIGN, Draft, Frame, HEADER, Written};
 use crate::crash_point;
 use crate::store::directory::sync_parent;
-use crate::store::{COST_MAX, Error, codec};
+use crate::store::{COST_MAX, Error};
 use std::fs::{self, File};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Its name in the directory of the store.
 pub(super) const NAME: &str = "journal";
-/// Where frames begin: what a disk writes whole or not at all, so that a torn frame takes none before it.
-const ALIGN: usize = 512;
 const PART: usize = 4 * 1024 * 1024;
 pub(super) const PARTS: usize = 4;
 const LEN: usize = PARTS * PART;
@@ -40,94 +29,8 @@ const LEN: usize = PARTS * PART;
 const BLANK: usize = 64 * 1024;
 /// That of one from before.
 const SHORT: usize = 2 * PART;
-const HEADER: usize = 16;
-/// So many bytes of a frame share a piece of memory, which is there as long as one of its values: as many as an allocator has at hand.
-const PIECE: usize = 16 * 1024;
 // The largest commit fits: what it costs is three times its bytes and 1 KiB for each key.
 const _: () = assert!(COST_MAX / 3 + HEADER + ALIGN < PART);
-const GONE: u32 = u32::MAX;
-
-/// What one commit writes: keys and sealed values.
-pub(super) type Writes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
-/// The frame of a commit while it is made, with the keys that are in it and where their values are.
-pub(super) struct Draft {
-    batch: u64,
-    bytes: Vec<u8>,
-    places: Vec<(Vec<u8>, Option<Range<usize>>)>,
-}
-
-impl Draft {
-    /// Write a body under a key, or remove the key; gives it back with the sealed value.
-    pub(super) fn put(&mut self, key: Vec<u8>, body: Option<&[u8]>) -> (&[u8], Option<&[u8]>) {
-        let key_len = u16::try_from(key.len()).expect("a key is below KEY_MAX");
-        let value_len = body.map_or(GONE, |body| {
-            u32::try_from(codec::ENVELOPE_LEN + body.len()).expect("a commit is below COST_MAX")
-        });
-        self.bytes.extend_from_slice(&key_len.to_le_bytes());
-        self.bytes.extend_from_slice(&value_len.to_le_bytes());
-        self.bytes.extend_from_slice(&key);
-        let start = self.bytes.len();
-        if let Some(body) = body {
-            codec::seal_into(&mut self.bytes, &key, self.batch, body);
-        }
-        let place = body.map(|_| start..self.bytes.len());
-        let sealed = place.clone().map(|place| &self.bytes[place]);
-        let (key, _) = self.places.push_mut((key, place));
-        (key, sealed)
-    }
-
-    /// The keys it writes.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &[u8]> + Clone {
-        self.places.iter().map(|(key, _)| key.as_slice())
-    }
-
-    fn len(&self) -> usize {
-        self.bytes.len().next_multiple_of(ALIGN)
-    }
-
-    /// The bytes of the frame.
-    fn seal(&mut self) -> &[u8] {
-        let body = u32::try_from(self.bytes.len() - HEADER).expect("a commit is below COST_MAX");
-        self.bytes[4..8].copy_from_slice(&body.to_le_bytes());
-        self.bytes[8..HEADER].copy_from_slice(&self.batch.to_le_bytes());
-        let checksum = crc32fast::hash(&self.bytes[4..]);
-        self.bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-        self.bytes.resize(self.len(), 0);
-        &self.bytes
-    }
-}
-
-/// A commit that was confirmed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) batch: u64,
-    pub(super) writes: Writes,
-}
-
-/// A commit that is durable.
-pub(super) struct Written<'a> {
-    frame: &'a [u8],
-    places: Vec<(Vec<u8>, Option<Range<usize>>)>,
-}
-
-impl<'a> Written<'a> {
-    /// Its keys and sealed values; neighbours are parts of one piece of memory.
-    pub(super) fn values(self) -> impl Iterator<Item = (Vec<u8>, Option<Value>)> + use<'a> {
-        let Written { frame, places } = self;
-        let (mut piece, mut of) = (Value::default(), 0..0);
-        places.into_iter().map(move |(key, place)| {
-            let value = place.map(|place| {
-                if place.end > of.end {
-                    of = place.start..frame.len().min(place.end.max(place.start + PIECE));
-                    piece = Value::from(&frame[of.clone()]);
-                }
-                piece.subslice(place.start - of.start, place.len())
-            });
-            (key, value)
-        })
-    }
-}
 
 /// See the module.
 pub(super) struct Journal {
@@ -214,11 +117,7 @@ impl Journal {
 
     /// Begin the frame of a commit.
     pub(super) fn draft(&mut self, batch: u64) -> Draft {
-        let mut bytes = std::mem::take(&mut self.spare);
-        bytes.clear();
-        bytes.extend_from_slice(&[0; HEADER]);
-        let places = Vec::new();
-        Draft { batch, bytes, places }
+        Draft::new(batch, std::mem::take(&mut self.spare))
     }
 
     /// Whether a commit finds room in this part.
@@ -269,17 +168,15 @@ impl Journal {
 
     /// Write a commit for which there is room, and return when it survives a power cut. After an error it is unknown whether it does.
     pub(super) fn append(&mut self, mut draft: Draft, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<Written<'_>, Error> {
-        let (batch, frame) = (draft.batch, draft.seal());
+        let frame = draft.seal();
         self.file
             .write_all_at(frame, (self.part * PART + self.at) as u64)
             .map_err(Error::at("write", &self.path))?;
         crash_point::reach("store.written");
         sync(&self.file).map_err(Error::at("sync", &self.path))?;
         self.at += frame.len();
-        self.last = batch;
-        self.spare = draft.bytes;
-        let (frame, places) = (&self.spare, draft.places);
-        Ok(Written { frame, places })
+        self.last = draft.batch();
+        Ok(draft.written(&mut self.spare))
     }
 }
 
@@ -335,7 +232,7 @@ fn frames(file: &File, part: usize) -> std::io::Result<Vec<Frame>> {
         }
         bytes.resize(len, 0);
         file.read_exact_at(&mut bytes, (part * PART + at) as u64)?;
-        match decode(&bytes) {
+        match frame::decode(&bytes) {
             Some(frame) if frames.last().is_none_or(|last| last.batch + 1 == frame.batch) => frames.push(frame),
             _ => break,
         }
@@ -344,38 +241,10 @@ fn frames(file: &File, part: usize) -> std::io::Result<Vec<Frame>> {
     Ok(frames)
 }
 
-/// The frame that these bytes are.
-fn decode(bytes: &[u8]) -> Option<Frame> {
-    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
-    let checksum = u32::from_le_bytes(*header.first_chunk()?);
-    let len = u32::from_le_bytes(*header[4..].first_chunk()?) as usize;
-    let body = rest.get(..len)?;
-    if crc32fast::hash(&bytes[4..HEADER + len]) != checksum {
-        return None;
-    }
-    let batch = u64::from_le_bytes(*header[8..].first_chunk()?);
-    let (mut writes, mut left) = (Vec::new(), body);
-    while !left.is_empty() {
-        let (key_len, rest) = left.split_first_chunk::<2>()?;
-        let (value_len, rest) = rest.split_first_chunk::<4>()?;
-        let (key, rest) = rest.split_at_checked(u16::from_le_bytes(*key_len).into())?;
-        let (value, rest) = match u32::from_le_bytes(*value_len) {
-            GONE => (None, rest),
-            len => {
-                let (value, rest) = rest.split_at_checked(len as usize)?;
-                (Some(value.to_vec()), rest)
-            }
-        };
-        writes.push((key.to_vec(), value));
-        left = rest;
-    }
-    Some(Frame { batch, writes })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::store::codec;
     use std::collections::VecDeque;
 
     /// A journal to which these commits were appended, and its file.
@@ -425,23 +294,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         of(dir.path(), 7..30);
         assert_eq!(found(dir.path()), (7..30).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn frames_have_the_golden_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut draft = of(dir.path(), 1..1).draft(0x0102);
-        let sealed = codec::seal(b"k", 0x0102, b"v");
-        assert_eq!(draft.put(b"k".to_vec(), Some(b"v")), (&b"k"[..], Some(sealed.as_slice())));
-        assert_eq!(draft.put(b"g".to_vec(), None), (&b"g"[..], None));
-        let frame = draft.seal();
-        assert_eq!(frame.len(), ALIGN);
-        let head = b"\x1c\x00\x00\x00\x02\x01\x00\x00\x00\x00\x00\x00\x01\x00\x0e\x00\x00\x00k\x01\x02\x01\x00\x00\x00\x00\x00\x00";
-        assert_eq!(&frame[4..4 + head.len()], head);
-        // The checksum of the envelope is between them.
-        let rest = b"v\x01\x00\xff\xff\xff\xffg\x00";
-        assert_eq!(&frame[4 + head.len() + 4..][..rest.len()], rest);
-        assert_eq!(crc32fast::hash(&frame[4..HEADER + 0x1c]).to_le_bytes(), frame[..4]);
     }
 
     /// The frames of the round before lie behind, at places where frames begin.
@@ -632,19 +484,5 @@ mod tests {
         std::fs::remove_file(&journal.path).unwrap();
         let error = Journal::open(dir.path()).err().unwrap().to_string();
         assert!(error.contains("it is missing"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn hostile_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
-            if bytes.len() > HEADER {
-                let len = u32::try_from(bytes.len() - HEADER).unwrap();
-                bytes[4..8].copy_from_slice(&len.to_le_bytes());
-                let checksum = crc32fast::hash(&bytes[4..]);
-                bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-                let _ = decode(&bytes);
-            }
-        }
     }
 }

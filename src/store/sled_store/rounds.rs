@@ -3,7 +3,8 @@
 //! A part of `SledStore`: who settles takes a round as soon as there is one, or a part of the journal is full, and what comes meanwhile is the next one. It must
 //! never let a failure pass: what could not be given stays in memory, to be read, and nothing is confirmed any more.
 
-use super::journal::{Draft, PARTS};
+use super::frame::Draft;
+use super::journal::PARTS;
 use super::{SledStore, Writer};
 use crate::store::{COST_MAX, Error};
 use std::fs::File;
@@ -20,12 +21,16 @@ const PACE: Duration = Duration::from_millis(10);
 impl SledStore {
     /// Whether there is a round to be given.
     pub(super) fn has_round(&self) -> bool {
-        self.settling.full() > 0 || self.disk.cost() >= ROUND
+        self.is_round(self.settling.full())
     }
 
     /// Give the engine a round, if there is one.
     pub(super) fn give_round(&self) -> Result<(), Error> {
-        self.settle_when(|full| full > 0 || self.disk.cost() >= ROUND)
+        self.settle_when(|full| self.is_round(full))
+    }
+
+    fn is_round(&self, full: usize) -> bool {
+        full > 0 || self.disk.cost() >= ROUND
     }
 
     /// See to it that a commit finds space in the journal, in memory and, later, in the engine's log; an error leaves what was confirmed as it was.

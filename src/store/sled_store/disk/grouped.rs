@@ -136,7 +136,7 @@ impl Disk {
             let mut pieces = pieces.into_iter().peekable();
             // What they cost is an estimate: there is space for a segment more whenever one is begun.
             while self.guard("write to", || self.write_until_segment(&mut pieces))? {
-                self.reserve.ensure_more(&self.log, &self.path)?;
+                self.reserve_more()?;
             }
         }
         #[cfg(test)]
