@@ -18,7 +18,7 @@
 use super::disk::Value;
 use super::position::RECORD_PREFIX;
 use crate::store::{KEY_MAX, VALUE_MAX, codec};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::ops::Range;
 
 const FORM: u8 = 2;
@@ -34,7 +34,7 @@ pub(super) const LONGEST_KEY: usize = 1 + KEY_MAX;
 const _: () = assert!(VALUE_MAX + LONGEST_KEY < u16::MAX as usize && FULL <= VALUE_MAX);
 
 /// A key with its value.
-pub(super) type Pair = (Vec<u8>, Value);
+type Pair<'a> = (Cow<'a, [u8]>, Value);
 
 /// What a key becomes: another value, or nothing.
 pub(super) type Change<'a> = (&'a Vec<u8>, &'a Option<Value>);
@@ -125,37 +125,37 @@ pub(super) fn last(fence: &[u8], group: &[u8]) -> Result<Option<Vec<u8>>, Malfor
     Ok(last)
 }
 
-/// What the engine is to be given, in this order, so that a group has these changes as well; `until` is the next fence, and a group that is not
-/// there yet has no value.
-pub(super) fn change(
+/// What the engine is to be given, in this order, so that a group has these changes, of which the keys are in order, as well; `until` is the next fence, and a group that is
+/// not there yet has no value.
+pub(super) fn change<'a>(
     (fence, group): (&[u8], Option<&Value>),
     until: Option<&[u8]>,
-    changes: &[Change<'_>],
+    changes: &[Change<'a>],
 ) -> Result<Vec<Piece>, Malformed> {
-    let mut pairs = BTreeMap::new();
+    let (mut pairs, mut grows_at_its_end) = (Vec::<Pair<'_>>::new(), true);
+    let new = |(key, value): &Change<'a>| value.as_ref().map(|value| (Cow::Borrowed(key.as_slice()), value.clone()));
+    let (first, mut left) = (changes.first(), changes.iter().peekable());
     let mut walk = group.map(|group| Walk::new(fence, group));
     while let (Some(walk), Some(group)) = (&mut walk, group)
         && let Some((key, value)) = walk.next()?
         && until.is_none_or(|until| key < until)
     {
-        pairs.insert(key.to_vec(), group.subslice(value.start, value.len()));
-    }
-    let grows_at_its_end = pairs
-        .last_key_value()
-        .is_none_or(|(last, _)| changes.iter().all(|(key, _)| *key >= last));
-    for (key, value) in changes {
-        match value {
-            Some(value) => drop(pairs.insert(key.to_vec(), value.clone())),
-            None => drop(pairs.remove(*key)),
+        grows_at_its_end = first.is_none_or(|(first, _)| first.as_slice() >= key);
+        while let Some(change) = left.next_if(|(new, _)| new.as_slice() < key) {
+            pairs.extend(new(change));
+        }
+        match left.next_if(|(new, _)| new.as_slice() == key) {
+            Some(change) => pairs.extend(new(change)),
+            None => pairs.push((Cow::Owned(key.to_vec()), group.subslice(value.start, value.len()))),
         }
     }
-    let pairs: Vec<Pair> = pairs.into_iter().collect();
+    pairs.extend(left.filter_map(new));
     let mut pieces: Vec<_> = cut(&pairs, grows_at_its_end)
         .into_iter()
         .enumerate()
         .map(|(n, piece)| {
             let pairs = &pairs[piece];
-            let fence = if n == 0 { fence } else { &pairs[0].0 };
+            let fence = if n == 0 { fence } else { pairs[0].0.as_ref() };
             (fence.to_vec(), Some(pack(fence, pairs)))
         })
         .collect();
@@ -167,7 +167,7 @@ pub(super) fn change(
 }
 
 /// Which pairs share a group. One that grows at its end leaves full ones behind; in another each gets about as much, so that it has room.
-fn cut(pairs: &[Pair], grows_at_its_end: bool) -> Vec<Range<usize>> {
+fn cut(pairs: &[Pair<'_>], grows_at_its_end: bool) -> Vec<Range<usize>> {
     let costs: Vec<usize> = (0..pairs.len())
         .map(|n| FRAME + pairs[n].0.len() + pairs[n].1.len() - n.checked_sub(1).map_or(0, |before| common(&pairs[before].0, &pairs[n].0)))
         .collect();
@@ -191,9 +191,9 @@ fn cut(pairs: &[Pair], grows_at_its_end: bool) -> Vec<Range<usize>> {
     pieces
 }
 
-fn pack(fence: &[u8], pairs: &[Pair]) -> Value {
+fn pack(fence: &[u8], pairs: &[Pair<'_>]) -> Value {
     if let [(key, value)] = pairs
-        && key == fence
+        && key.as_ref() == fence
     {
         // A copy: the value may be a part of a larger group, which it would keep in memory.
         return value.as_ref().into();
@@ -227,14 +227,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn pair(key: &str, value: &str) -> Pair {
-        (key.as_bytes().to_vec(), value.as_bytes().into())
+    fn pair(key: &str, value: &str) -> Pair<'static> {
+        (key.as_bytes().to_vec().into(), value.as_bytes().into())
     }
 
-    fn unpack(fence: &[u8], group: &[u8]) -> Result<Vec<Pair>, Malformed> {
+    fn unpack(fence: &[u8], group: &[u8]) -> Result<Vec<Pair<'static>>, Malformed> {
         let (mut walk, mut pairs) = (Walk::new(fence, group), Vec::new());
         while let Some((key, value)) = walk.next()? {
-            pairs.push((key.to_vec(), group[value].into()));
+            pairs.push((key.to_vec().into(), group[value].into()));
         }
         Ok(pairs)
     }
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_group_that_grows_at_its_end_leaves_full_ones() {
         let value = "v".repeat(120);
-        let pairs: Vec<Pair> = (0..20).map(|n| pair(&format!("rd{n:02}"), &value)).collect();
+        let pairs: Vec<Pair<'_>> = (0..20).map(|n| pair(&format!("rd{n:02}"), &value)).collect();
         let lens = |at_its_end| cut(&pairs, at_its_end).iter().map(Range::len).collect::<Vec<_>>();
         assert_eq!(lens(true), [16, 4]);
         assert_eq!(lens(false), [10, 10]);
@@ -303,13 +303,13 @@ mod tests {
     #[test]
     fn who_gives_keys_away_is_written_last() {
         let value = "v".repeat(500);
-        let pairs: Vec<Pair> = (0..4).map(|n| pair(&format!("rd{n}"), &value)).collect();
+        let pairs: Vec<Pair<'_>> = (0..4).map(|n| pair(&format!("rd{n}"), &value)).collect();
         let group = pack(b"rd0", &pairs);
         let (key, new) = (b"rd11".to_vec(), Some(Value::from(value.as_bytes())));
         let pieces = change((b"rd0", Some(&group)), None, &[(&key, &new)]).unwrap();
         let fences: Vec<&[u8]> = pieces.iter().map(|(fence, _)| fence.as_slice()).collect();
         assert_eq!(fences, [&b"rd2"[..], b"rd0"]);
-        let gone: Vec<Piece> = pairs.iter().map(|(key, _)| (key.clone(), None)).collect();
+        let gone: Vec<Piece> = pairs.iter().map(|(key, _)| (key.to_vec(), None)).collect();
         let gone: Vec<Change<'_>> = gone.iter().map(|(key, value)| (key, value)).collect();
         assert_eq!(change((b"rd0", Some(&group)), None, &gone), Ok(vec![(b"rd0".to_vec(), None)]));
         assert_eq!(change((b"rd0", None), None, &gone), Ok(vec![]));
