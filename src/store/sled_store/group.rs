@@ -125,13 +125,14 @@ pub(super) fn last(fence: &[u8], group: &[u8]) -> Result<Option<Vec<u8>>, Malfor
     Ok(last)
 }
 
-/// What the engine is to be given, in this order, so that a group has these changes, of which the keys are in order, as well; `until` is the next fence, and a group that is
-/// not there yet has no value.
+/// What the engine is to be given, in this order, so that a group has these changes as well, which are in the order of their keys, each once; `until` is the
+/// next fence, and a group that is not there yet has no value.
 pub(super) fn change<'a>(
     (fence, group): (&[u8], Option<&Value>),
     until: Option<&[u8]>,
     changes: &[Change<'a>],
 ) -> Result<Vec<Piece>, Malformed> {
+    debug_assert!(changes.is_sorted_by(|(one, _), (other, _)| one < other), "a table is in order");
     let (mut pairs, mut grows_at_its_end) = (Vec::<Pair<'_>>::new(), true);
     let new = |(key, value): &Change<'a>| value.as_ref().map(|value| (Cow::Borrowed(key.as_slice()), value.clone()));
     let (first, mut left) = (changes.first(), changes.iter().peekable());
@@ -226,6 +227,7 @@ fn common(one: &[u8], other: &[u8]) -> usize {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn pair(key: &str, value: &str) -> Pair<'static> {
         (key.as_bytes().to_vec().into(), value.as_bytes().into())
@@ -319,6 +321,38 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_group_has_its_keys_and_the_changes_to_them(
+            before in prop::collection::btree_map(0..40u8, 2..200usize, 0..30),
+            changes in prop::collection::btree_map(0..40u8, prop::option::of(2..200usize), 0..30),
+            until in prop::option::of(0..40u8),
+        ) {
+            let name = |key: u8| format!("rd{key:02}").into_bytes();
+            // A value alone in its group is stored as it is, and told by how an envelope begins.
+            let value = |is_new: u8, len: usize| [vec![codec::ENVELOPE_FORMAT, is_new], vec![9; len - 2]].concat();
+            let until = until.map(name);
+            let within = |key: &u8| until.as_ref().is_none_or(|until| name(*key) < *until);
+            let pairs: Vec<Pair<'_>> = before.iter().map(|(key, len)| (name(*key).into(), Value::from(value(0, *len)))).collect();
+            let group = pack(b"rd", &pairs);
+            let changes: BTreeMap<u8, Option<usize>> = changes.into_iter().filter(|(key, _)| within(key)).collect();
+            let written: Vec<_> = changes.iter().map(|(key, len)| (name(*key), len.map(|len| Value::from(value(1, len))))).collect();
+            let written: Vec<Change<'_>> = written.iter().map(|(key, value)| (key, value)).collect();
+            let pieces = change((b"rd", Some(&group)), until.as_deref(), &written).unwrap();
+
+            let mut wanted: BTreeMap<Vec<u8>, Vec<u8>> = before.iter().filter(|(key, _)| within(key)).map(|(key, len)| (name(*key), value(0, *len))).collect();
+            for (key, len) in changes {
+                match len {
+                    Some(len) => drop(wanted.insert(name(key), value(1, len))),
+                    None => drop(wanted.remove(&name(key))),
+                }
+            }
+            prop_assert!(pieces.is_sorted_by(|(one, _), (other, _)| one > other), "who gives keys away is not last");
+            prop_assert_eq!(pieces.last().map(|(fence, _)| fence.as_slice()), Some(&b"rd"[..]));
+            let kept = pieces.iter().rev().filter_map(|(fence, group)| Some(unpack(fence, group.as_ref()?).unwrap()));
+            let kept: Vec<_> = kept.flatten().map(|(key, value)| (key.into_owned(), value.to_vec())).collect();
+            prop_assert_eq!(kept, wanted.into_iter().collect::<Vec<_>>());
+        }
+
         #[test]
         fn hostile_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), lens in prop::collection::vec(0..6u8, 0..60)) {
             let _ = unpack(b"rd", &bytes);
