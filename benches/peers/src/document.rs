@@ -10,7 +10,7 @@ use std::fmt::Write;
 /// What each peer makes durable.
 const PROMISES: &str = include_str!("promises.md");
 
-/// The load before the begin above which others' work shows in the figures.
+/// The load before the begin above which other work shows in the figures.
 const QUIET: f64 = 0.5;
 
 /// One measurement.
@@ -180,7 +180,7 @@ fn caution(run: &Run) -> String {
         return String::new();
     }
     format!(
-        "**The machine was not quiet: load {:.2} before it began, all of it others' work.** Servers with one thread lose the most then, since each barrier \
+        "**The machine was not quiet: load {:.2} before it began, none of it of this run.** Servers with one thread lose the most then, since each barrier \
          puts them back in line for a processor, and so does whoever has one producer; a figure may even exceed that of the disk itself. Read no \
          target and no rank from these figures; run it again on a quiet machine.\n\n",
         run.load.0
