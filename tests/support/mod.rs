@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -27,10 +27,15 @@ pub fn beginning() -> MutexGuard<'static, ()> {
 }
 
 /// The first of so many neighbouring ports that nobody has now. A role must come back where it was after a crash, so port 0 does not do; ports
-/// are taken below the range from which the system gives outgoing connections theirs, or one of those could sit on it meanwhile.
+/// are taken below the range from which the system gives outgoing connections theirs, or one of those could sit on it meanwhile. Each is given
+/// once, since who gets one binds it later.
 pub fn free_ports(count: u16) -> u16 {
+    const RANGE: std::ops::Range<u16> = 10_000..30_000;
+    static NEXT: LazyLock<Mutex<u16>> = LazyLock::new(|| Mutex::new(rand::random_range(RANGE)));
+    let mut next = NEXT.lock().unwrap();
     loop {
-        let first = rand::random_range(10_000..30_000);
+        let first = if *next + count <= RANGE.end { *next } else { RANGE.start };
+        *next = first + count;
         if (first..first + count).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return first;
         }
