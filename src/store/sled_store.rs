@@ -68,6 +68,7 @@ use verify::HistoryCheck;
 
 /// Values of the history that are proved in one go, a millisecond's worth.
 const HISTORY_PAGE: usize = 256;
+
 /// [`Store`] on the storage engine; one for each data directory.
 pub struct SledStore {
     disk: Disk,
